@@ -1,0 +1,28 @@
+//! yadokari builds container images from Dockerfiles, inside a container, without
+//! a daemon. `docs/architecture.md` walks a build and says what always holds.
+//!
+//! # The house
+//!
+//! Modules stand on floors and import from lower floors only (`tests/floors.rs`).
+//! Read them in this order; nothing has to be opened twice.
+//!
+//!
+//! Beside it stands the crate `yadokari_cache`: 32-byte keys to versioned records,
+//! shared by any number of processes; it alone names RocksDB and knows no Dockerfile.
+//!
+//! # Words
+//!
+//! *Instruction*: as parsed. *Step*: an instruction placed in a stage, expanded.
+//! *Definition key*, *content key*, *hint*: see [`build::key`]. *Record*: what the
+//! cache knows of a finished step. *Change log*: what a step touched, by inode.
+//! *Change set*: what changed, by path. *Fold*: from log and trees to change set.
+//! *Snapshot*: the act of finding the change set. *Lower*: a layer below the root
+//! being built. *Store*: contents by digest on disk.
+
+// 6: the door
+// 5: the story
+// 4: arrangements
+// 3: hands
+// 2: thought and streams
+// 1: language
+// 0: words
