@@ -26,3 +26,7 @@
 // 2: thought and streams
 // 1: language
 // 0: words
+pub mod change;
+pub mod oci;
+pub mod path;
+pub mod tree;
