@@ -25,6 +25,8 @@
 // 3: hands
 // 2: thought and streams
 // 1: language
+pub mod dockerfile;
+pub mod ignore;
 // 0: words
 pub mod change;
 pub mod oci;
