@@ -1,0 +1,300 @@
+//! From a parsed Dockerfile to stages and steps. Pure: opens nothing, asks nobody.
+//!
+//! [`plan`] splits the file into [`Stage`]s, expands what FROM lines hold, finds
+//! the target and which stages it needs. [`Plan::steps`] then places the
+//! instructions of one stage: given the state its base left behind, every
+//! variable is expanded, triggers are fired, and each instruction becomes a
+//! [`step::Step`] with the image config after it and its history text.
+//!
+//! The semantics are BuildKit's (frontend 1.26). Three rules to keep in mind:
+//! - every expansion in one instruction sees the environment from before it;
+//!   only ARG goes word by word;
+//! - ARG and ENV of one name: the later one wins for what follows, while the
+//!   image config only ever holds the ENV;
+//! - `FROM name` means the nearest stage above, `--from=name` the last in the file.
+//!
+//! Start reading at [`plan`], then `plan/stage.rs`, then `plan/steps.rs`.
+
+mod copy;
+mod directory;
+mod expose;
+mod history;
+mod lint;
+mod metadata;
+mod mount;
+mod run;
+mod scope;
+mod signal;
+mod stage;
+pub mod step;
+mod steps;
+mod suggest;
+
+use std::collections::BTreeMap;
+
+use crate::dockerfile::Error;
+use crate::dockerfile::expand;
+use crate::dockerfile::instruction::ArgDeclaration;
+use crate::dockerfile::instruction::Dockerfile;
+use crate::dockerfile::instruction::Instruction;
+use crate::dockerfile::instruction::InstructionKind;
+use crate::dockerfile::instruction::Span;
+use crate::dockerfile::instruction::Warning;
+use crate::oci::platform::Platform;
+
+pub use scope::Scope;
+pub use stage::Base;
+pub use stage::Stage;
+pub use steps::BaseState;
+pub use steps::Steps;
+
+/// What the caller decides about a build.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// `--build-arg`s in order, a later one of the same name wins. `None`: the
+    /// name alone was given and the environment has no value for it, which counts
+    /// as not given.
+    pub build_args: Vec<(String, Option<String>)>,
+    /// `--target`: name (any case) or number of a stage; `None` is the last stage.
+    pub target: Option<String>,
+    /// What the image is for.
+    pub platform: Platform,
+    /// What the builder runs on.
+    pub build_platform: Platform,
+}
+
+/// The stages of a Dockerfile and which of them are needed.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// All stages, in the order of the file.
+    pub stages: Vec<Stage>,
+    /// Index of the stage that becomes the image.
+    pub target: usize,
+    /// Indexes of the stages that the target needs, itself included, each after
+    /// everything it needs. Extended by [`Plan::add_triggers`].
+    pub needed: Vec<usize>,
+    /// Findings in FROM lines and stage names, for the whole file.
+    pub warnings: Vec<Warning>,
+    /// SOURCE_DATE_EPOCH, given as build arg or as global ARG: seconds since 1970.
+    pub source_date_epoch: Option<i64>,
+    dockerfile: Dockerfile,
+    build_args: BTreeMap<String, String>,
+    globals: Scope,
+}
+
+/// Plans the build of `dockerfile`.
+///
+/// # Errors
+/// With its place in the file: a FROM that expands to nothing, an unknown target
+/// or stage number, stages that need each other in a circle, a bad `--platform`,
+/// a bad substitution in a global ARG or a FROM.
+pub fn plan(dockerfile: &Dockerfile, options: &Options) -> Result<Plan, Error> {
+    let build_args: BTreeMap<String, String> = options
+        .build_args
+        .iter()
+        .filter_map(|(name, value)| Some((name.clone(), value.clone()?)))
+        .collect();
+    let first = dockerfile
+        .instructions
+        .iter()
+        .position(|instruction| matches!(instruction.kind, InstructionKind::From(_)))
+        .ok_or_else(|| {
+            Error::at(dockerfile, Span::default(), "there is no FROM: nothing to build")
+        })?;
+    let (head, body) = dockerfile.instructions.split_at(first);
+
+    let defaults = platform_args(options, &build_args, stage::target_name(body, options));
+    let globals = Globals::read(dockerfile, head, defaults.clone(), &build_args)?;
+    let mut warnings = stage::base_warnings(dockerfile, body, head, defaults);
+    let source_date_epoch = source_date_epoch(dockerfile, head, &globals.scope, &build_args)?;
+
+    let stages = stage::read(dockerfile, body, &globals, options, &mut warnings)?;
+    let target = stage::target(dockerfile, &stages, options.target.as_deref())?;
+    let mut plan = Plan {
+        stages,
+        target,
+        needed: Vec::new(),
+        warnings,
+        source_date_epoch,
+        dockerfile: dockerfile.clone(),
+        build_args,
+        globals: globals.scope,
+    };
+    plan.link()?;
+    Ok(plan)
+}
+
+impl Plan {
+    /// The Dockerfile this plan was made of.
+    pub fn dockerfile(&self) -> &Dockerfile {
+        &self.dockerfile
+    }
+
+    /// Stages that `stage` needs directly: its base, then those that its COPYs and
+    /// mounts (and the triggers it fires, as far as they are known) name, each once.
+    pub fn dependencies(&self, stage: usize) -> Vec<usize> {
+        let mut found = Vec::new();
+        if let Some(stage) = self.stages.get(stage) {
+            for dependency in &stage.dependencies {
+                if !found.contains(&dependency.stage) {
+                    found.push(dependency.stage);
+                }
+            }
+        }
+        found
+    }
+
+    /// Whether anything in `stage` reads the build context.
+    pub fn reads_context(&self, stage: usize) -> bool {
+        let Some(stage) = self.stages.get(stage) else { return false };
+        stage.instructions.iter().chain(&stage.triggers).any(stage::reads_context)
+    }
+
+    /// Makes known the ONBUILD triggers of the image that `stage` starts from:
+    /// stages named by them are added to its dependencies and to
+    /// [`Plan::needed`]. True if something was added. Idempotent; without effect on
+    /// a stage that doesn't start from an image.
+    ///
+    /// # Errors
+    /// At the stage's FROM: a trigger that can't be parsed, or that closes a circle.
+    pub fn add_triggers(&mut self, stage: usize, texts: &[String]) -> Result<bool, Error> {
+        let span = match self.stages.get(stage) {
+            Some(Stage { base: Base::Image(_), span, .. }) => *span,
+            _ => return Ok(false),
+        };
+        let triggers = steps::parse_triggers(&self.dockerfile, span, texts)?;
+        let known = self.dependencies(stage);
+        let mut added = Vec::new();
+        for dependency in stage::references(&self.dockerfile, &self.stages, &triggers, Some(span))?
+        {
+            if !known.contains(&dependency.stage) {
+                added.push(dependency);
+            }
+        }
+        let changed = !added.is_empty();
+        let place = &mut self.stages[stage];
+        place.triggers = triggers;
+        place.dependencies.extend(added);
+        if changed {
+            self.order()?;
+        }
+        Ok(changed)
+    }
+
+    /// Places every instruction of `stage` after a base that left `base` behind.
+    ///
+    /// # Errors
+    /// With its place in the file (for a trigger out of an image: the FROM):
+    /// a bad substitution, or an argument that is wrong after expansion.
+    pub fn steps(&self, stage: usize, base: &BaseState) -> Result<Steps, Error> {
+        steps::place(self, stage, base)
+    }
+}
+
+/// Global ARGs: what FROM lines see, and what `ARG NAME` in a stage imports.
+pub(crate) struct Globals {
+    /// Values, the platform's among them.
+    pub(crate) scope: Scope,
+    /// Every name declared, with a value or not.
+    pub(crate) declared: Vec<String>,
+}
+
+impl Globals {
+    /// Reads the ARGs before the first FROM. Each sees the ones before it.
+    pub(crate) fn read(
+        dockerfile: &Dockerfile,
+        head: &[Instruction],
+        defaults: Scope,
+        build_args: &BTreeMap<String, String>,
+    ) -> Result<Self, Error> {
+        let mut globals = Self { scope: defaults, declared: Vec::new() };
+        for (instruction, argument) in declarations(head) {
+            let name = &argument.name.text;
+            let value = match (build_args.get(name), &argument.default) {
+                (Some(value), _) => Some(value.clone()),
+                (None, Some(default)) => {
+                    let expanded = expand::expand(&default.text, dockerfile.escape, &globals.scope)
+                        .map_err(|error| {
+                            Error::at(dockerfile, instruction.span, error.to_string())
+                        })?;
+                    Some(expanded.value)
+                }
+                (None, None) => None,
+            };
+            globals.declared.push(name.clone());
+            if let Some(value) = value {
+                globals.scope.set(name, value);
+            }
+        }
+        Ok(globals)
+    }
+}
+
+fn declarations(head: &[Instruction]) -> impl Iterator<Item = (&Instruction, &ArgDeclaration)> {
+    head.iter().flat_map(|instruction| {
+        let declarations: &[ArgDeclaration] = match &instruction.kind {
+            InstructionKind::Arg(declarations) => declarations,
+            _ => &[],
+        };
+        declarations.iter().map(move |declaration| (instruction, declaration))
+    })
+}
+
+/// The predefined platform arguments; build args of the same names win.
+fn platform_args(
+    options: &Options,
+    build_args: &BTreeMap<String, String>,
+    target: Option<String>,
+) -> Scope {
+    let mut scope = Scope::default();
+    for (prefix, platform) in [("BUILD", &options.build_platform), ("TARGET", &options.platform)] {
+        let values = [
+            ("PLATFORM", platform.to_string()),
+            ("OS", platform.os.clone()),
+            ("OSVERSION", platform.os_version.clone().unwrap_or_default()),
+            ("ARCH", platform.architecture.clone()),
+            ("VARIANT", platform.variant.clone().unwrap_or_default()),
+        ];
+        for (suffix, value) in values {
+            scope.set(&format!("{prefix}{suffix}"), value);
+        }
+    }
+    scope.set("TARGETSTAGE", target.unwrap_or_else(|| "default".to_owned()));
+    let overridden: Vec<(String, String)> = scope
+        .environment()
+        .iter()
+        .filter_map(|(name, _)| Some((name.clone(), build_args.get(name)?.clone())))
+        .collect();
+    for (name, value) in overridden {
+        scope.set(&name, value);
+    }
+    scope
+}
+
+/// Only whole seconds; `context` means the time of a git checkout, which a local
+/// directory doesn't have.
+fn source_date_epoch(
+    dockerfile: &Dockerfile,
+    head: &[Instruction],
+    globals: &Scope,
+    build_args: &BTreeMap<String, String>,
+) -> Result<Option<i64>, Error> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let value = build_args.get(NAME).map(String::as_str).or_else(|| globals.get(NAME));
+    match value {
+        None | Some("" | "context") => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_| {
+            let span = declarations(head)
+                .find(|(_, argument)| argument.name.text == NAME)
+                .map_or_else(Span::default, |(instruction, _)| instruction.span);
+            Error::at(
+                dockerfile,
+                span,
+                format!("SOURCE_DATE_EPOCH is `{text}`: whole seconds since 1970 are expected"),
+            )
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;
