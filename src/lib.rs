@@ -24,6 +24,7 @@
 // 4: arrangements
 // 3: hands
 // 2: thought and streams
+pub mod image;
 pub mod plan;
 // 1: language
 pub mod dockerfile;
