@@ -25,6 +25,7 @@
 // 3: hands
 // 2: thought and streams
 pub mod image;
+pub mod layer;
 pub mod plan;
 // 1: language
 pub mod dockerfile;
