@@ -27,6 +27,7 @@
 pub mod image;
 pub mod layer;
 pub mod plan;
+pub mod snapshot;
 // 1: language
 pub mod dockerfile;
 pub mod ignore;
