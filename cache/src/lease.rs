@@ -1,0 +1,264 @@
+//! Leases: who is alive, what each has in flight, and what it is using.
+//!
+//! A lease is a file in `leases/` that its process keeps locked (flock). The
+//! kernel gives the lock up when the process dies, however it dies and in
+//! whichever container, so "can be locked by somebody else" means "dead". Work in
+//! flight lies in `tmp/<lease>/`; whoever opens a lease removes what dead ones
+//! left behind.
+//!
+//! The file lists, one a line, what the process relies on ([`Lease::hold`]). Who
+//! deletes contents takes `leases/collect` exclusively, reads the lists of the
+//! living and deletes nothing that is named there; `hold` takes it shared. So a
+//! thing that exists after it was held stays.
+//!
+//! # Order
+//!
+//! The lease file exists and is locked before `tmp/<lease>/` exists, and is
+//! removed after it. A directory in `tmp/` without a lease file is therefore
+//! garbage.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+
+use crate::directory::unique_name;
+use crate::error::Error;
+
+/// The lock between who holds and who deletes; lives beside the leases.
+const COLLECT: &str = "collect";
+
+/// Being alive, and a directory of one's own, until dropped.
+#[derive(Debug)]
+pub struct Lease {
+    path: PathBuf,
+    scratch: PathBuf,
+    /// Open as long as the lease lives: its lock is the lease.
+    list: Mutex<List>,
+    collect: File,
+}
+
+#[derive(Debug)]
+struct List {
+    file: File,
+    held: HashSet<String>,
+}
+
+impl Lease {
+    /// Takes a new lease in a cache directory that [`crate::prepare`] made, and
+    /// removes what dead ones left in `tmp/`. Never waits for anybody.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be created.
+    pub fn acquire(cache: &Path) -> Result<Self, Error> {
+        let leases = cache.join("leases");
+        let tmp = cache.join("tmp");
+        remove_dead(&leases, &tmp);
+        let collect = leases.join(COLLECT);
+        let collect = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&collect)
+            .map_err(Error::io("open", &collect))?;
+        loop {
+            let name = unique_name();
+            let path = leases.join(&name);
+            let file = File::create_new(&path).map_err(Error::io("create", &path))?;
+            // Between creation and lock someone may have taken us for dead: then
+            // the file is locked by him, or has no name any more.
+            let alive = file.try_lock().is_ok()
+                && file.metadata().map_err(Error::io("look at", &path))?.nlink() > 0;
+            if !alive {
+                continue;
+            }
+            let scratch = tmp.join(&name);
+            if let Err(source) = fs::create_dir(&scratch) {
+                let _ = fs::remove_file(&path);
+                return Err(Error::io("create", &scratch)(source));
+            }
+            let list = Mutex::new(List { file, held: HashSet::new() });
+            return Ok(Self { path, scratch, list, collect });
+        }
+    }
+
+    /// The directory for work in flight, on the same file system as the cache; it
+    /// goes with the lease.
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// A path in [`scratch`](Self::scratch) that nobody else uses.
+    pub fn unique_path(&self) -> PathBuf {
+        self.scratch.join(unique_name())
+    }
+
+    /// Says that this process relies on `name` (one line of text: a path in the
+    /// cache) until the lease ends. What exists afterwards stays; look *after*
+    /// holding. Waits only while somebody deletes, which is done in short batches.
+    ///
+    /// # Errors
+    ///
+    /// When the lease file cannot be written.
+    pub fn hold(&self, name: &str) -> Result<(), Error> {
+        debug_assert!(!name.contains('\n'), "one name a line");
+        let mut list = self.list.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if list.held.contains(name) {
+            return Ok(());
+        }
+        let written = (|| {
+            self.collect.lock_shared()?;
+            let written = list.file.write_all(format!("{name}\n").as_bytes());
+            self.collect.unlock()?;
+            written
+        })();
+        written.map_err(Error::io("write", &self.path))?;
+        list.held.insert(name.to_owned());
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // What cannot be removed now is garbage without a lease, and goes later.
+        if let Some((parent, name)) = self.scratch.parent().zip(self.scratch.file_name()) {
+            remove_below(parent, name);
+        }
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Removes the scratch directories of dead leases, and their lease files. Best
+/// effort: what fails is tried again by the next.
+fn remove_dead(leases: &Path, tmp: &Path) {
+    // First the directories, then whether a lease exists: see "Order" above.
+    let scratch: Vec<_> = names(tmp).collect();
+    for name in &scratch {
+        let orphan = matches!(
+            fs::symlink_metadata(leases.join(name)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound
+        );
+        // Files in `tmp/` itself belong to nobody's lease and are a moment old.
+        if orphan && tmp.join(name).is_dir() {
+            remove_below(tmp, name);
+        }
+    }
+    for name in names(leases).filter(|name| name != COLLECT) {
+        let path = leases.join(&name);
+        let Ok(file) = File::open(&path) else { continue };
+        match file.try_lock() {
+            Ok(()) => {
+                remove_below(tmp, &name);
+                let _ = fs::remove_file(&path);
+            }
+            Err(TryLockError::WouldBlock | TryLockError::Error(_)) => {}
+        }
+    }
+}
+
+fn names(directory: &Path) -> impl Iterator<Item = std::ffi::OsString> + use<> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name())
+}
+
+/// Removes a directory tree, but never enters what is mounted in it: a killed
+/// build may have left a bind mount of somebody's files. Without openat2 (before
+/// Linux 5.6, or refused by a filter) directories are left alone.
+fn remove_below(parent: &Path, name: &OsStr) {
+    if let Ok(parent) = File::open(parent) {
+        let _ = remove_tree(parent.as_fd(), name);
+    }
+}
+
+fn remove_tree(parent: impl AsFd, name: &OsStr) -> rustix::io::Result<()> {
+    let directory = match open_unmounted(&parent, name) {
+        Ok(directory) => directory,
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(errno),
+    };
+    for entry in Dir::read_from(&directory)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        let is_directory = match entry.file_type() {
+            FileType::Unknown => {
+                let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            }
+            known => known == FileType::Directory,
+        };
+        // One entry that cannot go must not keep its siblings.
+        let _ = match is_directory {
+            true => remove_tree(&directory, name),
+            false => rustix::fs::unlinkat(&directory, name, AtFlags::empty()),
+        };
+    }
+    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+}
+
+fn open_unmounted(parent: impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let inside = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
+    rustix::fs::openat2(parent, name, flags, Mode::empty(), inside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::{Access, prepare};
+
+    fn cache() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        prepare(dir.path(), Access::ReadWrite).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_lease_ends_with_its_files() {
+        let cache = cache();
+        let lease = Lease::acquire(cache.path()).unwrap();
+        fs::create_dir_all(lease.scratch().join("a/b")).unwrap();
+        fs::write(lease.scratch().join("a/b/c"), "x").unwrap();
+        std::os::unix::fs::symlink("/", lease.scratch().join("a/root")).unwrap();
+        drop(lease);
+        assert_eq!(names(&cache.path().join("tmp")).count(), 0);
+        assert_eq!(names(&cache.path().join("leases")).collect::<Vec<_>>(), [COLLECT]);
+    }
+
+    #[test]
+    fn the_scratch_of_the_living_stays_and_of_the_dead_goes() {
+        let cache = cache();
+        let (leases, tmp) = (cache.path().join("leases"), cache.path().join("tmp"));
+        let living = Lease::acquire(cache.path()).unwrap();
+        fs::write(living.scratch().join("work"), "x").unwrap();
+        // A dead one: its files, but no lock. And one that lost even its file.
+        fs::write(leases.join("dead"), "").unwrap();
+        fs::create_dir_all(tmp.join("dead/deep/er")).unwrap();
+        fs::create_dir_all(tmp.join("orphan")).unwrap();
+        let second = Lease::acquire(cache.path()).unwrap();
+        assert!(living.scratch().join("work").exists());
+        assert!(second.scratch().exists());
+        assert!(!tmp.join("dead").exists());
+        assert!(!tmp.join("orphan").exists());
+        assert!(!leases.join("dead").exists());
+    }
+
+    #[test]
+    fn a_lease_lists_what_it_holds_once() {
+        let cache = cache();
+        let lease = Lease::acquire(cache.path()).unwrap();
+        lease.hold("blobs/sha256/aa").unwrap();
+        lease.hold("layers/sha256/bb").unwrap();
+        lease.hold("blobs/sha256/aa").unwrap();
+        assert_eq!(fs::read_to_string(&lease.path).unwrap(), "blobs/sha256/aa\nlayers/sha256/bb\n");
+    }
+}
