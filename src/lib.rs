@@ -23,6 +23,7 @@
 // 5: the story
 // 4: arrangements
 // 3: hands
+pub mod store;
 // 2: thought and streams
 pub mod image;
 pub mod layer;
