@@ -23,6 +23,9 @@
 // 5: the story
 // 4: arrangements
 // 3: hands
+pub mod context;
+pub mod layout;
+pub mod root_dir;
 pub mod store;
 // 2: thought and streams
 pub mod image;
