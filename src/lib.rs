@@ -27,6 +27,7 @@ pub mod context;
 pub mod layout;
 pub mod registry;
 pub mod root_dir;
+pub mod sandbox;
 pub mod store;
 // 2: thought and streams
 pub mod image;
