@@ -25,6 +25,7 @@
 // 3: hands
 pub mod context;
 pub mod layout;
+pub mod overlay;
 pub mod registry;
 pub mod root_dir;
 pub mod sandbox;

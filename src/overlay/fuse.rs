@@ -1,0 +1,812 @@
+//! The adapter between the `fuser` crate and `ops`: unwraps a request, calls, wraps
+//! the answer. It decides nothing but protocol: what is answered with ENOSYS so that
+//! the kernel never asks again, and how long answers are good.
+//!
+//! The kernel and this process are the only writers, so what the kernel caches is
+//! true until an edit drops it: every answer is good forever, "there is none" too.
+//!
+//! The file is long because the trait is: each method is a few lines of translation
+//! under a signature of ten.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use fuser::Errno;
+use fuser::FileAttr;
+use fuser::FileHandle;
+use fuser::FileType;
+use fuser::Filesystem;
+use fuser::Generation;
+use fuser::INodeNo;
+use fuser::InitFlags;
+use fuser::KernelConfig;
+use fuser::LockOwner;
+use fuser::Notifier;
+use fuser::OpenFlags;
+use fuser::RenameFlags;
+use fuser::Request;
+use fuser::TimeOrNow;
+
+use super::Overlay;
+use super::errno::Answer;
+use super::errno::Fault;
+use super::inode::Attributes;
+use super::inode::Ino;
+use super::kernel::Kernel;
+use super::kernel::Operation;
+use super::ops::Change;
+use super::ops::Listed;
+use super::ops::NewNode;
+use super::ops::Rename;
+use super::ops::Seek;
+use super::ops::SetMode;
+use super::ops::SetTime;
+use super::ops::Space;
+use super::rendezvous::Rendezvous;
+use crate::tree::Device;
+use crate::tree::Kind;
+use crate::tree::Timestamp;
+
+/// How long an answer is good: longer than any build. The kernel counts in jiffies
+/// and cuts what doesn't fit.
+const FOREVER: Duration = Duration::from_secs(1 << 31);
+/// Inode numbers are reused only after the kernel forgot them, so they need no generation.
+const GENERATION: Generation = Generation(0);
+/// Largest write and read that the kernel sends in one request (its limit is 256 pages).
+const MAX_WRITE: u32 = 1 << 20;
+/// Requests that may wait in the background (readahead); the default of 16 starves
+/// several readers.
+const MAX_BACKGROUND: u16 = 64;
+/// What stat(2) says about a directory's size, as ext4 does: some programs take 0
+/// for broken.
+const DIRECTORY_SIZE: u64 = 4096;
+/// What stat(2) recommends as the size of an I/O request.
+const BLOCK_SIZE: u32 = 4096;
+
+/// Asked for where the kernel has them. Not asked for, on purpose: WRITEBACK_CACHE
+/// (attributes go stale at each close), ATOMIC_O_TRUNC (without OPEN requests a
+/// truncation would be lost), POSIX_ACL (kept, not enforced), HANDLE_KILLPRIV (the
+/// kernel clears set-id bits itself, by SETATTR).
+const WANTED: [InitFlags; 5] = [
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_ASYNC_DIO,
+];
+
+thread_local! {
+    /// Where a thread puts the bytes of a READ; grows to the largest once.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The overlay as fuser sees it.
+pub(super) struct Adapter {
+    pub(super) overlay: Arc<Overlay>,
+    pub(super) rendezvous: Arc<Rendezvous>,
+}
+
+/// The caches of a mount, by fuser's notifications.
+pub(super) struct Caches(pub(super) Notifier);
+
+impl Kernel for Caches {
+    fn drop_entry(&self, parent: Ino, name: &[u8]) {
+        // The kernel may not know the entry, or the mount may be gone: both are fine.
+        let dropped = self.0.inval_entry(INodeNo(u64::from(parent)), OsStr::from_bytes(name));
+        trace_failure("entry", dropped);
+    }
+
+    fn drop_node(&self, ino: Ino) {
+        trace_failure("node", self.0.inval_inode(INodeNo(u64::from(ino)), 0, 0));
+    }
+}
+
+fn trace_failure(what: &str, result: std::io::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "the kernel did not drop a cached {what}");
+    }
+}
+
+impl Adapter {
+    /// Counts the request and runs `body`. A panic in it becomes EIO, and the log is
+    /// not to be trusted any more.
+    fn answer<T>(
+        &self,
+        operation: Operation,
+        body: impl FnOnce(&Overlay) -> Answer<T>,
+    ) -> Result<T, Errno> {
+        self.overlay.requests().count(operation);
+        match catch_unwind(AssertUnwindSafe(|| body(&self.overlay))) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(fault)) => Err(errno(&fault)),
+            Err(_) => {
+                tracing::error!(?operation, "a request of the kernel failed inside");
+                let why = format!("answering {operation:?} failed inside the overlay");
+                self.overlay.table().recorder.lose(why);
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    fn refuse(&self, operation: Operation) -> Errno {
+        self.overlay.requests().count(operation);
+        Errno::ENOSYS
+    }
+}
+
+fn errno(fault: &Fault) -> Errno {
+    Errno::from_i32(fault.errno())
+}
+
+/// A number that can't be one of ours leads to ESTALE, as one that is gone does.
+fn ino(number: INodeNo) -> Ino {
+    Ino::try_from(number.0).unwrap_or(0)
+}
+
+fn reply_entry(reply: fuser::ReplyEntry, result: Result<Attributes, Errno>) {
+    match result {
+        Ok(attributes) => reply.entry(&FOREVER, &file_attr(&attributes), GENERATION),
+        Err(error) => reply.error(error),
+    }
+}
+
+fn reply_attr(reply: fuser::ReplyAttr, result: Result<Attributes, Errno>) {
+    match result {
+        Ok(attributes) => reply.attr(&FOREVER, &file_attr(&attributes)),
+        Err(error) => reply.error(error),
+    }
+}
+
+fn reply_empty(reply: fuser::ReplyEmpty, result: Result<(), Errno>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(error),
+    }
+}
+
+/// `size` is what the caller has room for; 0 asks for the length alone.
+fn reply_xattr(reply: fuser::ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() <= size as usize => reply.data(&value),
+        Ok(_) => reply.error(errno(&Fault::Range)),
+        Err(error) => reply.error(error),
+    }
+}
+
+fn file_attr(attributes: &Attributes) -> FileAttr {
+    let face = &attributes.face;
+    FileAttr {
+        ino: INodeNo(u64::from(attributes.ino)),
+        size: if face.kind == Kind::Directory { DIRECTORY_SIZE } else { face.size },
+        blocks: attributes.blocks,
+        atime: system_time(attributes.atime),
+        mtime: system_time(face.mtime),
+        ctime: system_time(attributes.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(face.kind),
+        perm: face.mode,
+        nlink: face.links,
+        uid: face.uid,
+        gid: face.gid,
+        rdev: packed_device(face.device),
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+/// An entry with inode number 0 says "there is none", and may be cached.
+fn no_entry() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+    }
+}
+
+fn kind_of(mode: u32) -> Option<Kind> {
+    Some(match mode & libc::S_IFMT {
+        libc::S_IFREG | 0 => Kind::File,
+        libc::S_IFCHR => Kind::CharDevice,
+        libc::S_IFBLK => Kind::BlockDevice,
+        libc::S_IFIFO => Kind::Fifo,
+        libc::S_IFSOCK => Kind::Socket,
+        _ => return None,
+    })
+}
+
+/// The kernel's `new_encode_dev` (include/linux/kdev_t.h): 12 bits of major between
+/// two parts of minor.
+fn packed_device(device: Device) -> u32 {
+    (device.minor & 0xff) | ((device.major & 0xfff) << 8) | ((device.minor & !0xff) << 12)
+}
+
+fn unpacked_device(packed: u32) -> Device {
+    Device { major: (packed & 0xf_ff00) >> 8, minor: (packed & 0xff) | ((packed >> 12) & 0xf_ff00) }
+}
+
+fn system_time(time: Timestamp) -> SystemTime {
+    let nanoseconds = Duration::from_nanos(u64::from(time.nanoseconds));
+    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
+    let whole = if time.seconds >= 0 {
+        UNIX_EPOCH.checked_add(seconds)
+    } else {
+        UNIX_EPOCH.checked_sub(seconds)
+    };
+    whole.and_then(|whole| whole.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
+}
+
+/// Undoes fuser's reading of a time. Before 1970 it takes the nanoseconds backwards
+/// (`time.rs` of 0.18), which loses nothing but has to be known.
+fn timestamp(time: SystemTime) -> Timestamp {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Timestamp {
+            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            nanoseconds: since.subsec_nanos(),
+        },
+        Err(before) => {
+            let before = before.duration();
+            Timestamp {
+                seconds: 0_i64.saturating_sub_unsigned(before.as_secs()),
+                nanoseconds: before.subsec_nanos(),
+            }
+        }
+    }
+}
+
+fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(time) => SetTime::At(timestamp(time)),
+    }
+}
+
+fn rename_mode(flags: RenameFlags) -> Option<Rename> {
+    let (no_replace, exchange, whiteout) =
+        (RenameFlags::RENAME_NOREPLACE, RenameFlags::RENAME_EXCHANGE, RenameFlags::RENAME_WHITEOUT);
+    match flags {
+        flags if flags.is_empty() => Some(Rename::Replace),
+        flags if flags == no_replace => Some(Rename::NoReplace),
+        flags if flags == exchange => Some(Rename::Exchange),
+        flags if flags == whiteout => Some(Rename::Whiteout),
+        flags if flags == no_replace | whiteout => Some(Rename::NoReplaceWhiteout),
+        _ => None,
+    }
+}
+
+/// What the mode of fallocate(2) asks for; the kernel refuses the rest itself.
+fn space(mode: i32) -> Option<Space> {
+    const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
+    const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
+    const ZERO_KEEP: i32 = ZERO | KEEP;
+    match mode {
+        0 => Some(Space::Extend),
+        KEEP => Some(Space::Keep),
+        PUNCH => Some(Space::Punch),
+        ZERO => Some(Space::Zero),
+        ZERO_KEEP => Some(Space::ZeroKeep),
+        _ => None,
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for flag in WANTED {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "the kernel lacks a FUSE feature");
+            }
+        }
+        // Both are within fuser's limits; if that changes, its own choice works too.
+        let _ = config.set_max_write(MAX_WRITE);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEntry) {
+        let found = self
+            .answer(Operation::Lookup, |overlay| overlay.op_lookup(ino(parent), name.as_bytes()));
+        match found {
+            Ok(Some(attributes)) => reply.entry(&FOREVER, &file_attr(&attributes), GENERATION),
+            Ok(None) => reply.entry(&FOREVER, &no_entry(), GENERATION),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn forget(&self, _: &Request, node: INodeNo, nlookup: u64) {
+        let _: Result<(), Errno> = self.answer(Operation::Forget, |overlay| {
+            overlay.op_forget(ino(node), nlookup);
+            Ok(())
+        });
+    }
+
+    fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: fuser::ReplyAttr) {
+        let result = self.answer(Operation::GetAttr, |overlay| overlay.op_getattr(ino(node)));
+        reply_attr(reply, result);
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: fuser::ReplyAttr,
+    ) {
+        let change = Change {
+            mode: mode.map(|mode| (mode & 0o7777) as u16),
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+        };
+        let result =
+            self.answer(Operation::SetAttr, |overlay| overlay.op_setattr(ino(node), &change));
+        reply_attr(reply, result);
+    }
+
+    fn readlink(&self, _: &Request, node: INodeNo, reply: fuser::ReplyData) {
+        match self.answer(Operation::ReadLink, |overlay| overlay.op_readlink(ino(node))) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: fuser::ReplyEntry,
+    ) {
+        let result = self.answer(Operation::MkNod, |overlay| {
+            let kind = kind_of(mode).ok_or(Fault::Invalid)?;
+            let is_device = matches!(kind, Kind::CharDevice | Kind::BlockDevice);
+            let new = NewNode {
+                kind,
+                mode: (mode & 0o7777) as u16,
+                uid: request.uid(),
+                gid: request.gid(),
+                device: if is_device { unpacked_device(rdev) } else { Device::default() },
+                target: &[],
+            };
+            overlay.op_make(ino(parent), name.as_bytes(), &new)
+        });
+        reply_entry(reply, result);
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: fuser::ReplyEntry,
+    ) {
+        let new = NewNode {
+            kind: Kind::Directory,
+            mode: (mode & 0o7777) as u16,
+            uid: request.uid(),
+            gid: request.gid(),
+            device: Device::default(),
+            target: &[],
+        };
+        let result = self.answer(Operation::MkDir, |overlay| {
+            overlay.op_make(ino(parent), name.as_bytes(), &new)
+        });
+        reply_entry(reply, result);
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
+        let result = self
+            .answer(Operation::Unlink, |overlay| overlay.op_unlink(ino(parent), name.as_bytes()));
+        reply_empty(reply, result);
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
+        let result =
+            self.answer(Operation::RmDir, |overlay| overlay.op_rmdir(ino(parent), name.as_bytes()));
+        reply_empty(reply, result);
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: fuser::ReplyEntry,
+    ) {
+        let new = NewNode {
+            kind: Kind::Symlink,
+            mode: 0o777,
+            uid: request.uid(),
+            gid: request.gid(),
+            device: Device::default(),
+            target: target.as_os_str().as_bytes(),
+        };
+        let result = self.answer(Operation::Symlink, |overlay| {
+            overlay.op_make(ino(parent), name.as_bytes(), &new)
+        });
+        reply_entry(reply, result);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: fuser::ReplyEmpty,
+    ) {
+        let result = self.answer(Operation::Rename, |overlay| {
+            let how = rename_mode(flags).ok_or(Fault::Invalid)?;
+            let from = (ino(parent), name.as_bytes());
+            overlay.op_rename(from, (ino(newparent), newname.as_bytes()), how)
+        });
+        reply_empty(reply, result);
+    }
+
+    fn link(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: fuser::ReplyEntry,
+    ) {
+        let result = self.answer(Operation::Link, |overlay| {
+            overlay.op_link(ino(node), ino(newparent), newname.as_bytes())
+        });
+        reply_entry(reply, result);
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: fuser::ReplyOpen) {
+        reply.error(self.refuse(Operation::Open));
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: fuser::ReplyOpen) {
+        reply.error(self.refuse(Operation::OpenDir));
+    }
+
+    fn create(
+        &self,
+        _: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: fuser::ReplyCreate,
+    ) {
+        reply.error(self.refuse(Operation::Create));
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: fuser::ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| {
+            let wanted = size.min(MAX_WRITE) as usize;
+            if buffer.len() < wanted {
+                buffer.resize(wanted, 0);
+            }
+            let buffer = &mut buffer[..wanted];
+            let result =
+                self.answer(Operation::Read, |overlay| overlay.op_read(ino(node), offset, buffer));
+            match result {
+                Ok(count) => reply.data(&buffer[..count]),
+                Err(error) => reply.error(error),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: fuser::WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: fuser::ReplyWrite,
+    ) {
+        match self.answer(Operation::Write, |overlay| overlay.op_write(ino(node), offset, data)) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn flush(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: LockOwner,
+        reply: fuser::ReplyEmpty,
+    ) {
+        reply.error(self.refuse(Operation::Other));
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: fuser::ReplyEmpty) {
+        // A crash discards the step anyway.
+        reply.error(self.refuse(Operation::Other));
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: fuser::ReplyEmpty) {
+        reply.error(self.refuse(Operation::Other));
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, _: fuser::AccessFlags, reply: fuser::ReplyEmpty) {
+        reply.error(self.refuse(Operation::Other));
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: fuser::ReplyDirectory,
+    ) {
+        let result = self.answer(Operation::ReadDir, |overlay| {
+            overlay.op_readdir(ino(node), offset, |entry| {
+                let Listed { name, ino, kind, next } = entry;
+                let number = INodeNo(u64::from(ino));
+                reply.add(number, next, file_type(kind), OsStr::from_bytes(name))
+            })
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: fuser::ReplyDirectoryPlus,
+    ) {
+        let result = self.answer(Operation::ReadDirPlus, |overlay| {
+            overlay.op_readdirplus(ino(node), offset, |entry, attributes| {
+                let attr = file_attr(attributes);
+                let name = OsStr::from_bytes(entry.name);
+                reply.add(attr.ino, entry.next, name, &FOREVER, &attr, GENERATION)
+            })
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: fuser::ReplyStatfs) {
+        match self.answer(Operation::StatFs, Overlay::op_statfs) {
+            Ok(stat) => reply.statfs(
+                stat.f_blocks,
+                stat.f_bfree,
+                stat.f_bavail,
+                stat.f_files,
+                stat.f_ffree,
+                u32::try_from(stat.f_bsize).unwrap_or(BLOCK_SIZE),
+                super::lower::MAX_NAME as u32,
+                u32::try_from(stat.f_frsize).unwrap_or(BLOCK_SIZE),
+            ),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: fuser::ReplyEmpty,
+    ) {
+        let result = self.answer(Operation::SetXattr, |overlay| {
+            let mode = match flags {
+                0 => SetMode::Any,
+                libc::XATTR_CREATE => SetMode::Create,
+                libc::XATTR_REPLACE => SetMode::Replace,
+                _ => return Err(Fault::Invalid),
+            };
+            overlay.op_setxattr(ino(node), name.as_bytes(), value, mode)
+        });
+        reply_empty(reply, result);
+    }
+
+    fn getxattr(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: fuser::ReplyXattr,
+    ) {
+        if self.rendezvous.is_meant(name.as_bytes()) {
+            let met = if self.rendezvous.meet() { Errno::ENODATA } else { Errno::EIO };
+            return reply.error(met);
+        }
+        let result = self
+            .answer(Operation::GetXattr, |overlay| overlay.op_getxattr(ino(node), name.as_bytes()));
+        reply_xattr(reply, size, result);
+    }
+
+    fn listxattr(&self, _: &Request, node: INodeNo, size: u32, reply: fuser::ReplyXattr) {
+        let result = self.answer(Operation::ListXattr, |overlay| overlay.op_listxattr(ino(node)));
+        reply_xattr(reply, size, result);
+    }
+
+    fn removexattr(&self, _: &Request, node: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
+        let result = self.answer(Operation::RemoveXattr, |overlay| {
+            overlay.op_removexattr(ino(node), name.as_bytes())
+        });
+        reply_empty(reply, result);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _node: INodeNo,
+        _handle: FileHandle,
+        _flags: fuser::IoctlFlags,
+        _cmd: u32,
+        _data: &[u8],
+        _out_size: u32,
+        reply: fuser::ReplyIoctl,
+    ) {
+        self.overlay.requests().count(Operation::Other);
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: fuser::ReplyEmpty,
+    ) {
+        let result = self.answer(Operation::Fallocate, |overlay| {
+            let what = space(mode).ok_or(Fault::Unsupported)?;
+            overlay.op_fallocate(ino(node), offset, length, what)
+        });
+        reply_empty(reply, result);
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: fuser::ReplyLseek,
+    ) {
+        let result = self.answer(Operation::Lseek, |overlay| {
+            let what = match whence {
+                libc::SEEK_DATA => Seek::Data,
+                libc::SEEK_HOLE => Seek::Hole,
+                _ => return Err(Fault::Invalid),
+            };
+            let offset = u64::try_from(offset).map_err(|_| Fault::NoOffset)?;
+            let found = overlay.op_seek(ino(node), offset, what)?;
+            i64::try_from(found).map_err(|_| Fault::NoOffset)
+        });
+        match result {
+            Ok(offset) => reply.offset(offset),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        from: INodeNo,
+        _from_handle: FileHandle,
+        offset: u64,
+        to: INodeNo,
+        _to_handle: FileHandle,
+        target: u64,
+        length: u64,
+        _flags: fuser::CopyFileRangeFlags,
+        reply: fuser::ReplyWrite,
+    ) {
+        let result = self.answer(Operation::CopyFileRange, |overlay| {
+            overlay.op_copy((ino(from), offset), (ino(to), target), length)
+        });
+        match result {
+            // No copy is longer than 32 bits can say.
+            Ok(count) => reply.written(count as u32),
+            Err(error) => reply.error(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_survive_the_kernels_packing() {
+        for (major, minor) in [(0, 0), (1, 3), (259, 1_048_575), (4095, 300)] {
+            let device = Device { major, minor };
+            assert_eq!(unpacked_device(packed_device(device)), device);
+        }
+    }
+
+    #[test]
+    fn times_before_1970_are_read_as_fuser_means_them() {
+        // fuser turns (-2 s, 800 ms) into "2.8 s before the epoch".
+        let misread = UNIX_EPOCH - Duration::new(2, 800_000_000);
+        assert_eq!(timestamp(misread), Timestamp { seconds: -2, nanoseconds: 800_000_000 });
+        let right = system_time(Timestamp { seconds: -2, nanoseconds: 800_000_000 });
+        assert_eq!(right, UNIX_EPOCH - Duration::new(1, 200_000_000));
+    }
+}

@@ -1,0 +1,500 @@
+//! Answers to filesystem requests about names and metadata; `ops/content.rs` has
+//! those about bytes.
+//!
+//! Nothing here knows a kernel or a protocol: an adapter unwraps a request, calls
+//! one of these, and wraps the answer. Permissions are the kernel's business
+//! (`default_permissions`); what it leaves to a filesystem is done here: set-group-id
+//! inheritance, `NAME_MAX`, dropping of file capabilities, times.
+
+mod content;
+
+use std::sync::Arc;
+
+use super::Overlay;
+use super::errno::Answer;
+use super::errno::Fault;
+use super::inode::Attributes;
+use super::inode::Directory;
+use super::inode::Ino;
+use super::inode::Inode;
+use super::inode::Matter;
+use super::inode::now;
+use super::lower;
+use super::table::Table;
+use crate::tree::Device;
+use crate::tree::Kind;
+use crate::tree::Stat;
+use crate::tree::Timestamp;
+
+pub(super) use content::Seek;
+pub(super) use content::Space;
+
+/// Set-group-ID bit: on a directory, new entries inherit its group.
+const SET_GROUP_ID: u16 = 0o2000;
+
+/// A time as utimensat(2) takes it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum SetTime {
+    Now,
+    At(Timestamp),
+}
+
+impl SetTime {
+    fn value(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Now => now,
+            Self::At(time) => time,
+        }
+    }
+}
+
+/// What a `SETATTR` request changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Change {
+    pub(super) mode: Option<u16>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) size: Option<u64>,
+    pub(super) atime: Option<SetTime>,
+    pub(super) mtime: Option<SetTime>,
+}
+
+/// A node to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewNode<'a> {
+    pub(super) kind: Kind,
+    /// Permissions, the umask already applied.
+    pub(super) mode: u16,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Of a device; ignored for anything else.
+    pub(super) device: Device,
+    /// Of a symbolic link; ignored for anything else.
+    pub(super) target: &'a [u8],
+}
+
+/// What renameat2(2) may do with the target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Rename {
+    /// Take its place.
+    Replace,
+    /// Fail if there is one.
+    NoReplace,
+    /// Swap with it.
+    Exchange,
+    /// Take its place, and leave a whiteout (character device 0/0) behind.
+    Whiteout,
+    /// Fail if there is one, and leave a whiteout behind.
+    NoReplaceWhiteout,
+}
+
+/// An entry for a reader of a directory.
+pub(super) struct Listed<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) ino: Ino,
+    pub(super) kind: Kind,
+    /// Where reading goes on behind it.
+    pub(super) next: u64,
+}
+
+/// How setxattr(2) treats an attribute that is there, or isn't.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum SetMode {
+    Any,
+    Create,
+    Replace,
+}
+
+fn check_name(name: &[u8]) -> Answer<()> {
+    if name.len() > lower::MAX_NAME {
+        return Err(Fault::NameTooLong);
+    }
+    if lower::is_name(name) { Ok(()) } else { Err(Fault::Invalid) }
+}
+
+impl Overlay {
+    /// `LOOKUP`: `None` for a name that isn't there. What is found counts as looked
+    /// up once.
+    pub(super) fn op_lookup(&self, parent: Ino, name: &[u8]) -> Answer<Option<Attributes>> {
+        if name.len() > lower::MAX_NAME {
+            return Err(Fault::NameTooLong);
+        }
+        let mut table = self.table();
+        let Some(ino) = table.child(parent, name)? else { return Ok(None) };
+        table.remember(ino);
+        table.attributes(ino).map(Some)
+    }
+
+    /// `FORGET`.
+    pub(super) fn op_forget(&self, ino: Ino, count: u64) {
+        self.table().forget(ino, count);
+    }
+
+    /// `GETATTR`.
+    pub(super) fn op_getattr(&self, ino: Ino) -> Answer<Attributes> {
+        self.table().attributes(ino)
+    }
+
+    /// `SETATTR`.
+    pub(super) fn op_setattr(&self, ino: Ino, change: &Change) -> Answer<Attributes> {
+        let mut table = self.table();
+        let now = now();
+        table.touch(ino, true)?;
+        if let Some(size) = change.size {
+            table.resize(ino, size)?;
+        }
+        let is_file = table.inode(ino)?.face.kind == Kind::File;
+        if is_file && (change.uid.is_some() || change.gid.is_some() || change.size.is_some()) {
+            table.drop_capability(ino)?;
+        }
+        let inode = table.inode_mut(ino)?;
+        let face = &mut inode.face;
+        if let Some(mode) = change.mode {
+            face.mode = mode & 0o7777;
+        }
+        face.uid = change.uid.unwrap_or(face.uid);
+        face.gid = change.gid.unwrap_or(face.gid);
+        let resized = change.size.map(|_| SetTime::Now);
+        if let Some(time) = change.mtime.or(resized) {
+            let atime = inode.times().atime;
+            inode.face.mtime = time.value(now);
+            inode.set_atime(atime);
+        }
+        if let Some(time) = change.atime {
+            inode.set_atime(time.value(now));
+        }
+        inode.set_ctime(now);
+        table.attributes(ino)
+    }
+
+    /// `READLINK`.
+    pub(super) fn op_readlink(&self, ino: Ino) -> Answer<Vec<u8>> {
+        self.table().link_target(ino)
+    }
+
+    /// `MKNOD`, `MKDIR`, `SYMLINK`. What is made counts as looked up once.
+    pub(super) fn op_make(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new: &NewNode<'_>,
+    ) -> Answer<Attributes> {
+        let mut table = self.table();
+        let ino = table.make(parent, name, new)?;
+        table.remember(ino);
+        table.attributes(ino)
+    }
+
+    /// `UNLINK`.
+    pub(super) fn op_unlink(&self, parent: Ino, name: &[u8]) -> Answer<()> {
+        let mut table = self.table();
+        let ino = table.child(parent, name)?.ok_or(Fault::NotFound)?;
+        if table.is_directory(ino)? {
+            return Err(Fault::IsDirectory);
+        }
+        let now = now();
+        table.leave(parent, name, now)?;
+        table.unlink(ino, now)
+    }
+
+    /// `RMDIR`.
+    pub(super) fn op_rmdir(&self, parent: Ino, name: &[u8]) -> Answer<()> {
+        let mut table = self.table();
+        let ino = table.child(parent, name)?.ok_or(Fault::NotFound)?;
+        table.check_empty(ino)?;
+        let now = now();
+        table.leave(parent, name, now)?;
+        table.unlink(ino, now)
+    }
+
+    /// `LINK`. Counts as one more lookup.
+    pub(super) fn op_link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Answer<Attributes> {
+        let mut table = self.table();
+        table.link_as(ino, parent, name)?;
+        table.remember(ino);
+        table.attributes(ino)
+    }
+
+    /// `RENAME2`.
+    pub(super) fn op_rename(
+        &self,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        how: Rename,
+    ) -> Answer<()> {
+        self.table().rename(from, to, how)
+    }
+
+    /// `READDIR` from `offset` on: calls `take` with entry after entry until it says
+    /// that it is full.
+    pub(super) fn op_readdir(
+        &self,
+        ino: Ino,
+        offset: u64,
+        mut take: impl FnMut(Listed<'_>) -> bool,
+    ) -> Answer<()> {
+        self.table().list(ino, offset, |_, entry| Ok(take(entry)))
+    }
+
+    /// `READDIRPLUS`: like [`Overlay::op_readdir`], with metadata. An entry that was
+    /// taken counts as looked up, except the two dots.
+    pub(super) fn op_readdirplus(
+        &self,
+        ino: Ino,
+        offset: u64,
+        mut take: impl FnMut(Listed<'_>, &Attributes) -> bool,
+    ) -> Answer<()> {
+        self.table().list(ino, offset, |table, entry| {
+            let (ino, dots) = (entry.ino, entry.next <= DOTS);
+            let full = take(entry, &table.attributes(ino)?);
+            if !full && !dots {
+                table.remember(ino);
+            }
+            Ok(full)
+        })
+    }
+
+    /// `GETXATTR`: the value.
+    pub(super) fn op_getxattr(&self, ino: Ino, name: &[u8]) -> Answer<Vec<u8>> {
+        let mut table = self.table();
+        let found = table.xattrs(ino)?.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.clone()).ok_or(Fault::NoAttribute)
+    }
+
+    /// `LISTXATTR`: the names, each followed by a NUL.
+    pub(super) fn op_listxattr(&self, ino: Ino) -> Answer<Vec<u8>> {
+        let mut table = self.table();
+        let mut names = Vec::new();
+        for (name, _) in table.xattrs(ino)? {
+            names.extend_from_slice(name);
+            names.push(0);
+        }
+        Ok(names)
+    }
+
+    /// `SETXATTR`.
+    pub(super) fn op_setxattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: SetMode,
+    ) -> Answer<()> {
+        self.table().set_xattr(ino, name, value, mode)
+    }
+
+    /// `REMOVEXATTR`.
+    pub(super) fn op_removexattr(&self, ino: Ino, name: &[u8]) -> Answer<()> {
+        self.table().remove_xattr(ino, name)
+    }
+}
+
+/// Reading a directory goes on at this offset behind `.` and `..`.
+const DOTS: u64 = 2;
+
+impl Table {
+    /// Makes a node called `name` in `parent`.
+    pub(super) fn make(&mut self, parent: Ino, name: &[u8], new: &NewNode<'_>) -> Answer<Ino> {
+        check_name(name)?;
+        self.check_alive(parent)?;
+        if self.child(parent, name)?.is_some() {
+            return Err(Fault::Exists);
+        }
+        let now = now();
+        let above = self.inode(parent)?.face;
+        let mut stat =
+            Stat { uid: new.uid, gid: new.gid, mtime: now, ..Stat::new(new.kind, new.mode) };
+        match new.kind {
+            Kind::Symlink => stat.size = new.target.len() as u64,
+            Kind::CharDevice | Kind::BlockDevice => stat.device = new.device,
+            _ => {}
+        }
+        if above.mode & SET_GROUP_ID != 0 {
+            stat.gid = above.gid;
+            if new.kind == Kind::Directory {
+                stat.mode |= SET_GROUP_ID;
+            }
+        }
+        let matter = match new.kind {
+            Kind::Directory => {
+                Matter::Directory(Box::new(Directory { complete: true, ..Directory::default() }))
+            }
+            Kind::Symlink => Matter::Symlink(Some(new.target.into())),
+            Kind::File => Matter::File(None),
+            _ => Matter::Special,
+        };
+        let ino = self.create(Inode::new(&stat, matter))?;
+        self.inode_mut(ino)?.face.links = 1;
+        self.enter(parent, name, ino, now)?;
+        Ok(ino)
+    }
+
+    /// An entry can't be made in a directory that was removed.
+    fn check_alive(&self, directory: Ino) -> Answer<()> {
+        let inode = self.inode(directory)?;
+        match inode.face.kind {
+            Kind::Directory if inode.face.links > 0 => Ok(()),
+            Kind::Directory => Err(Fault::NotFound),
+            _ => Err(Fault::NotDirectory),
+        }
+    }
+
+    /// Succeeds for an empty directory.
+    pub(super) fn check_empty(&mut self, ino: Ino) -> Answer<()> {
+        self.directory(ino)?;
+        self.load(ino)?;
+        if self.directory(ino)?.index.is_empty() { Ok(()) } else { Err(Fault::NotEmpty) }
+    }
+
+    /// Gives `ino` one more name.
+    pub(super) fn link_as(&mut self, ino: Ino, parent: Ino, name: &[u8]) -> Answer<()> {
+        check_name(name)?;
+        self.check_alive(parent)?;
+        if self.is_directory(ino)? {
+            return Err(Fault::NotPermitted);
+        }
+        if self.inode(ino)?.face.links == 0 {
+            return Err(Fault::NotFound);
+        }
+        if self.child(parent, name)?.is_some() {
+            return Err(Fault::Exists);
+        }
+        let now = now();
+        self.link(ino, now)?;
+        self.enter(parent, name, ino, now)
+    }
+
+    /// Moves an entry; see [`Rename`].
+    pub(super) fn rename(
+        &mut self,
+        (parent, name): (Ino, &[u8]),
+        (new_parent, new_name): (Ino, &[u8]),
+        how: Rename,
+    ) -> Answer<()> {
+        check_name(new_name)?;
+        self.check_alive(new_parent)?;
+        let ino = self.child(parent, name)?.ok_or(Fault::NotFound)?;
+        let target = self.child(new_parent, new_name)?;
+        self.check_no_loop(ino, new_parent)?;
+        let now = now();
+        match (how, target) {
+            (Rename::Exchange, None) => return Err(Fault::NotFound),
+            (Rename::NoReplace | Rename::NoReplaceWhiteout, Some(_)) => return Err(Fault::Exists),
+            // Two names of one file: rename(2) does nothing.
+            (_, Some(target)) if target == ino => return Ok(()),
+            (Rename::Exchange, Some(target)) => {
+                self.check_no_loop(target, parent)?;
+                self.replace(parent, name, target, now)?;
+                self.replace(new_parent, new_name, ino, now)?;
+                self.inode_mut(target)?.set_ctime(now);
+                self.inode_mut(ino)?.set_ctime(now);
+                return Ok(());
+            }
+            (_, Some(target)) => {
+                match (self.is_directory(ino)?, self.is_directory(target)?) {
+                    (true, true) => self.check_empty(target)?,
+                    (true, false) => return Err(Fault::NotDirectory),
+                    (false, true) => return Err(Fault::IsDirectory),
+                    (false, false) => {}
+                }
+                self.leave(parent, name, now)?;
+                self.replace(new_parent, new_name, ino, now)?;
+                self.unlink(target, now)?;
+            }
+            (_, None) => {
+                self.leave(parent, name, now)?;
+                self.enter(new_parent, new_name, ino, now)?;
+            }
+        }
+        self.inode_mut(ino)?.set_ctime(now);
+        if matches!(how, Rename::Whiteout | Rename::NoReplaceWhiteout) {
+            let device = Device { major: 0, minor: 0 };
+            let (kind, target) = (Kind::CharDevice, &[][..]);
+            let new = NewNode { kind, mode: 0, uid: 0, gid: 0, device, target };
+            self.make(parent, name, &new)?;
+        }
+        Ok(())
+    }
+
+    /// A directory can't move below itself. The kernel checks that too, but an edit
+    /// doesn't come through the kernel.
+    fn check_no_loop(&self, ino: Ino, new_parent: Ino) -> Answer<()> {
+        if !self.is_directory(ino)? {
+            return Ok(());
+        }
+        let mut at = new_parent;
+        loop {
+            if at == ino {
+                return Err(Fault::Invalid);
+            }
+            match self.place_of(at)? {
+                Some((above, _)) => at = above,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Calls `take` with the entries of `ino` from `offset` on.
+    fn list(
+        &mut self,
+        ino: Ino,
+        offset: u64,
+        mut take: impl FnMut(&mut Self, Listed<'_>) -> Answer<bool>,
+    ) -> Answer<()> {
+        self.load(ino)?;
+        let parent = self.place_of(ino)?.map_or(ino, |(parent, _)| parent);
+        let dots: [(&[u8], Ino); 2] = [(b".", ino), (b"..", parent)];
+        for (next, (name, ino)) in (1..).zip(dots) {
+            let entry = Listed { name, ino, kind: Kind::Directory, next };
+            if offset < next && take(self, entry)? {
+                return Ok(());
+            }
+        }
+        let mut number = usize::try_from(offset.saturating_sub(DOTS)).unwrap_or(usize::MAX);
+        while let Some(slot) = self.directory(ino)?.slots.get(number) {
+            number += 1;
+            let Some(slot) = slot else { continue };
+            let (name, child) = (Arc::clone(&slot.name), slot.ino);
+            let kind = self.inode(child)?.face.kind;
+            let entry = Listed { name: &name, ino: child, kind, next: number as u64 + DOTS };
+            if take(self, entry)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets an extended attribute.
+    pub(super) fn set_xattr(
+        &mut self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: SetMode,
+    ) -> Answer<()> {
+        let place = self.xattrs(ino)?.binary_search_by(|(key, _)| key.as_slice().cmp(name));
+        match (mode, place) {
+            (SetMode::Create, Ok(_)) => return Err(Fault::Exists),
+            (SetMode::Replace, Err(_)) => return Err(Fault::NoAttribute),
+            _ => {}
+        }
+        self.touch(ino, true)?;
+        self.change_xattrs(ino, |list| match place {
+            Ok(index) => list[index].1 = value.to_vec(),
+            Err(index) => list.insert(index, (name.to_vec(), value.to_vec())),
+        })?;
+        self.inode_mut(ino)?.set_ctime(now());
+        Ok(())
+    }
+
+    /// Removes an extended attribute.
+    pub(super) fn remove_xattr(&mut self, ino: Ino, name: &[u8]) -> Answer<()> {
+        if !self.xattrs(ino)?.iter().any(|(key, _)| key == name) {
+            return Err(Fault::NoAttribute);
+        }
+        self.touch(ino, true)?;
+        self.change_xattrs(ino, |list| list.retain(|(key, _)| key != name))?;
+        self.inode_mut(ino)?.set_ctime(now());
+        Ok(())
+    }
+}

@@ -1,0 +1,251 @@
+//! Answers to requests about the bytes of files.
+//!
+//! The lock is held to look up extents and to put new ones in, never while bytes
+//! are read or written.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rustix::fs::StatVfs;
+
+use crate::overlay::Overlay;
+use crate::overlay::errno::Answer;
+use crate::overlay::errno::Fault;
+use crate::overlay::extent::Backing;
+use crate::overlay::extent::Extent;
+use crate::overlay::extent::Source;
+use crate::overlay::inode::Ino;
+use crate::overlay::inode::Matter;
+use crate::overlay::inode::now;
+use crate::overlay::table::Table;
+use crate::overlay::upper::FLAT_FROM;
+use crate::tree::Timestamp;
+
+/// Longest file: offsets are signed.
+const MAX_SIZE: u64 = i64::MAX as u64;
+/// Most bytes that one copy answers for: the count of the reply has 32 bits, and
+/// the kernel counts in pages.
+const MAX_COPY: u64 = 0xffff_f000;
+
+/// What fallocate(2) does with a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::overlay) enum Space {
+    /// Makes the file long enough.
+    Extend,
+    /// Promises space and changes nothing that can be seen.
+    Keep,
+    /// Makes it a hole, within the file.
+    Punch,
+    /// Makes it zeros, and the file long enough.
+    Zero,
+    /// Makes it zeros, within the file.
+    ZeroKeep,
+}
+
+/// What lseek(2) looks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::overlay) enum Seek {
+    Data,
+    Hole,
+}
+
+/// Where the bytes of a write go.
+struct Plan {
+    backing: Arc<Backing>,
+    at: u64,
+    epoch: u64,
+}
+
+fn checked_range(offset: u64, length: u64) -> Answer<Range<u64>> {
+    let end = offset.checked_add(length).filter(|&end| end <= MAX_SIZE);
+    end.map(|end| offset..end).ok_or(Fault::TooLarge)
+}
+
+impl Overlay {
+    /// `READ`: fills `buffer` from `offset` on; short only at the end of the file.
+    pub(in crate::overlay) fn op_read(
+        &self,
+        ino: Ino,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Answer<usize> {
+        let (extents, size) = {
+            let mut table = self.table();
+            let (extents, size) = table.extents(ino)?;
+            (Arc::clone(extents), size)
+        };
+        let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let count = buffer.len().min(left);
+        extents.read(&mut buffer[..count], offset)?;
+        Ok(count)
+    }
+
+    /// `WRITE`: all of `bytes` at `offset`.
+    pub(in crate::overlay) fn op_write(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Answer<()> {
+        let range = checked_range(offset, bytes.len() as u64)?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let plan = {
+            let mut table = self.table();
+            table.touch(ino, true)?;
+            table.drop_capability(ino)?;
+            table.plan(ino, &range)?
+        };
+        plan.backing.write_all(bytes, plan.at)?;
+        let mut table = self.table();
+        let (body, face) = table.body_mut(ino)?;
+        Arc::make_mut(&mut body.extents).insert(Extent {
+            start: range.start,
+            length: range.end - range.start,
+            source: Source::Backing(plan.backing),
+            at: plan.at,
+            epoch: plan.epoch,
+        });
+        face.size = face.size.max(range.end);
+        table.modified(ino, now())
+    }
+
+    /// `FALLOCATE`.
+    pub(in crate::overlay) fn op_fallocate(
+        &self,
+        ino: Ino,
+        offset: u64,
+        length: u64,
+        what: Space,
+    ) -> Answer<()> {
+        let range = checked_range(offset, length)?;
+        let mut table = self.table();
+        let (_, size) = table.extents(ino)?;
+        if what == Space::Keep {
+            return Ok(());
+        }
+        table.touch(ino, true)?;
+        table.drop_capability(ino)?;
+        let (body, face) = table.body_mut(ino)?;
+        if what != Space::Extend {
+            Arc::make_mut(&mut body.extents).remove(range.start..range.end.min(size));
+        }
+        if matches!(what, Space::Extend | Space::Zero) {
+            face.size = size.max(range.end);
+        }
+        table.modified(ino, now())
+    }
+
+    /// `LSEEK` for data or a hole.
+    pub(in crate::overlay) fn op_seek(&self, ino: Ino, offset: u64, what: Seek) -> Answer<u64> {
+        let mut table = self.table();
+        let (extents, size) = table.extents(ino)?;
+        if offset >= size {
+            return Err(Fault::NoOffset);
+        }
+        match what {
+            Seek::Data => {
+                extents.next_data(offset).filter(|&data| data < size).ok_or(Fault::NoOffset)
+            }
+            Seek::Hole => Ok(extents.next_hole(offset).min(size)),
+        }
+    }
+
+    /// `COPY_FILE_RANGE`: shares extents, copies no byte. Gives the number of bytes.
+    pub(in crate::overlay) fn op_copy(
+        &self,
+        (from, offset): (Ino, u64),
+        (to, target): (Ino, u64),
+        length: u64,
+    ) -> Answer<u64> {
+        let mut table = self.table();
+        let (_, size) = table.extents(from)?;
+        let length = length.min(size.saturating_sub(offset)).min(MAX_COPY);
+        let range = checked_range(target, length)?;
+        if length == 0 {
+            return Ok(0);
+        }
+        table.extents(to)?;
+        // Both are sealed by sharing, and that is no change of the source.
+        let shared = match &mut table.inode_mut(from)?.matter {
+            Matter::File(Some(body)) => {
+                Arc::make_mut(&mut body.extents).share(&(offset..offset + length))
+            }
+            _ => return Err(Fault::Invalid),
+        };
+        table.touch(to, true)?;
+        table.drop_capability(to)?;
+        let (body, face) = table.body_mut(to)?;
+        // The flat file may still be shown by the source, at the offsets of this file.
+        body.flat = None;
+        let extents = Arc::make_mut(&mut body.extents);
+        extents.remove(range.clone());
+        for extent in shared {
+            let start = extent.start - offset + target;
+            extents.insert(Extent { start, ..extent });
+        }
+        face.size = face.size.max(range.end);
+        if let Matter::File(Some(source)) = &mut table.inode_mut(from)?.matter {
+            source.flat = None;
+        }
+        table.modified(to, now())?;
+        Ok(length)
+    }
+
+    /// `STATFS`: of the filesystem that holds what is written.
+    pub(in crate::overlay) fn op_statfs(&self) -> Answer<StatVfs> {
+        // Not under the lock: the filesystem below may be slow.
+        let scratch =
+            rustix::io::dup(self.table().upper.scratch()).map_err(std::io::Error::from)?;
+        Ok(rustix::fs::fstatvfs(&scratch).map_err(std::io::Error::from)?)
+    }
+}
+
+impl Table {
+    /// Finds a place for the bytes of `range` of the file `ino`.
+    fn plan(&mut self, ino: Ino, range: &Range<u64>) -> Answer<Plan> {
+        let epoch = self.upper.epoch();
+        let (body, face) = self.body_mut(ino)?;
+        if let Some((flat, born)) = &body.flat
+            && *born == epoch
+        {
+            return Ok(Plan { backing: Arc::clone(flat), at: range.start, epoch });
+        }
+        if let Some(extent) = body.extents.covering(range)
+            && extent.epoch == epoch
+            && let Source::Backing(backing) = &extent.source
+        {
+            let at = extent.at + (range.start - extent.start);
+            return Ok(Plan { backing: Arc::clone(backing), at, epoch });
+        }
+        if range.end.max(face.size) > FLAT_FROM {
+            // Without a file handle to spare, the log will do.
+            if let Ok(flat) = self.upper.flat() {
+                let (body, _) = self.body_mut(ino)?;
+                body.flat = Some((Arc::clone(&flat), epoch));
+                return Ok(Plan { backing: flat, at: range.start, epoch });
+            }
+        }
+        let room = self.upper.reserve(range.end - range.start)?;
+        Ok(Plan { backing: room.backing, at: room.at, epoch })
+    }
+
+    /// Makes the file `ino` `size` bytes long. The node must have been touched.
+    pub(in crate::overlay) fn resize(&mut self, ino: Ino, size: u64) -> Answer<()> {
+        if size > MAX_SIZE {
+            return Err(Fault::TooLarge);
+        }
+        let (body, face) = self.body_mut(ino)?;
+        if size < face.size {
+            Arc::make_mut(&mut body.extents).remove(size..u64::MAX);
+        }
+        face.size = size;
+        Ok(())
+    }
+
+    /// The bytes of `ino` were changed.
+    fn modified(&mut self, ino: Ino, now: Timestamp) -> Answer<()> {
+        let inode = self.inode_mut(ino)?;
+        let atime = inode.times().atime;
+        inode.face.mtime = now;
+        inode.set_atime(atime);
+        inode.set_ctime(now);
+        Ok(())
+    }
+}

@@ -1,0 +1,365 @@
+//! A mount of the overlay, from mount(2) to the end of its threads.
+//!
+//! The device is opened and mounted here, without a helper program; fuser reads the
+//! requests. The session ends when the last user of the mount is gone, and
+//! [`Session::unmount`] sees to that: a mount that is still in use is cut off.
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::BackgroundSession;
+use fuser::SessionACL;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+use rustix::mount::UnmountFlags;
+
+use super::Overlay;
+use super::fuse::Adapter;
+use super::fuse::Caches;
+use super::kernel::Operation;
+use super::rendezvous::Rendezvous;
+
+const DEVICE: &str = "/dev/fuse";
+/// More threads than this only take requests from each other's CPUs.
+const MAX_THREADS: usize = 8;
+/// How far the kernel reads ahead, in KiB: one request of the largest size. Its
+/// default of 128 costs eight times as many for a large file.
+const READ_AHEAD: &str = "1024";
+/// How long the threads of a mount that was let go may take to notice.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why the overlay couldn't be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// There is no `/dev/fuse`: the kernel lacks FUSE, or the container the device.
+    #[error(
+        "there is no {DEVICE}: the kernel has no FUSE or the container was not given the device"
+    )]
+    NoDevice(#[source] io::Error),
+    /// `/dev/fuse` is there and can't be opened: file permissions or a device cgroup.
+    #[error(
+        "{DEVICE} may not be opened: the container's device rules or file permissions forbid it"
+    )]
+    DeviceRefused(#[source] io::Error),
+    /// `/dev/fuse` can't be opened for another reason.
+    #[error("cannot open {DEVICE}")]
+    Device(#[source] io::Error),
+    /// mount(2) is forbidden.
+    #[error(
+        "mounting is not permitted: it needs CAP_SYS_ADMIN or a user namespace, and no profile that denies mount"
+    )]
+    NotPermitted(#[source] io::Error),
+    /// mount(2) failed for another reason.
+    #[error("cannot mount on {}", at.display())]
+    Mount {
+        /// The directory.
+        at: PathBuf,
+        /// What mount(2) said.
+        #[source]
+        source: io::Error,
+    },
+    /// The overlay is mounted already; a second kernel cache would not see edits.
+    #[error("the overlay is mounted already")]
+    Mounted,
+    /// The kernel and fuser couldn't agree, or threads couldn't be started.
+    #[error("cannot serve the mount on {}", at.display())]
+    Serve {
+        /// The directory.
+        at: PathBuf,
+        /// What fuser said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How to mount.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MountOptions {
+    /// Threads that answer requests; `None`: one per CPU, at most eight.
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// A live mount. Dropping it unmounts.
+pub struct Session {
+    client: Client,
+    background: Option<BackgroundSession>,
+    /// Number of the connection in `/sys/fs/fuse/connections`.
+    connection: Option<u32>,
+    is_mounted: bool,
+}
+
+/// What it takes to use the mount, as any program does. No thread of the server may.
+#[derive(Clone)]
+struct Client {
+    overlay: Arc<Overlay>,
+    at: PathBuf,
+    rendezvous: Arc<Rendezvous>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("at", &self.client.at).finish_non_exhaustive()
+    }
+}
+
+impl Overlay {
+    /// Mounts the overlay on the directory `at` and answers the kernel in threads of
+    /// this process. They share its namespaces, but the mount is only visible in the
+    /// mount namespace of the caller.
+    ///
+    /// # Errors
+    /// [`MountError`]; nothing stays mounted then.
+    pub fn mount(
+        self: &Arc<Self>,
+        at: &Path,
+        options: MountOptions,
+    ) -> Result<Session, MountError> {
+        if self.kernel().is_some() {
+            return Err(MountError::Mounted);
+        }
+        let device = open_device()?;
+        mount(&device, at)?;
+        // From here on, dropping it unmounts.
+        let threads = options.threads.map_or_else(default_threads, NonZeroUsize::get);
+        let rendezvous = Arc::new(Rendezvous::new(threads));
+        let client = Client {
+            overlay: Arc::clone(self),
+            at: at.to_owned(),
+            rendezvous: Arc::clone(&rendezvous),
+        };
+        let mut session = Session { client, background: None, connection: None, is_mounted: true };
+        let serve = |source| MountError::Serve { at: at.to_owned(), source };
+        let mut config = fuser::Config::default();
+        config.acl = SessionACL::All;
+        config.n_threads = Some(threads);
+        let adapter = Adapter { overlay: Arc::clone(self), rendezvous };
+        let server = fuser::Session::from_fd(adapter, device, SessionACL::All, config);
+        let background = server.and_then(fuser::Session::spawn).map_err(serve)?;
+        *self.kernel() = Some(Arc::new(Caches(background.notifier())));
+        session.background = Some(background);
+        session.connection = apart(|| connection_of(at)).unwrap_or_default();
+        session.raise_read_ahead();
+        Ok(session)
+    }
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, NonZeroUsize::get).min(MAX_THREADS)
+}
+
+fn open_device() -> Result<OwnedFd, MountError> {
+    match rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(device) => Ok(device),
+        Err(error @ (Errno::NOENT | Errno::NODEV | Errno::NXIO)) => {
+            Err(MountError::NoDevice(error.into()))
+        }
+        Err(error @ (Errno::PERM | Errno::ACCESS)) => Err(MountError::DeviceRefused(error.into())),
+        Err(error) => Err(MountError::Device(error.into())),
+    }
+}
+
+fn mount(device: &OwnedFd, at: &Path) -> Result<(), MountError> {
+    // Devices and set-id programs of an image work as they do elsewhere, so neither
+    // nodev nor nosuid. The kernel checks permissions, for every user.
+    let options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,allow_other",
+        device.as_raw_fd(),
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    let options = std::ffi::CString::new(options).expect("numbers and words hold no NUL");
+    let mounted = rustix::mount::mount(
+        "yadokari",
+        at,
+        "fuse.yadokari",
+        MountFlags::empty(),
+        options.as_c_str(),
+    );
+    mounted.map_err(|error| match error {
+        Errno::PERM | Errno::ACCESS => MountError::NotPermitted(error.into()),
+        error => MountError::Mount { at: at.to_owned(), source: error.into() },
+    })
+}
+
+/// Runs what asks our own mount in a thread that holds none of our open files.
+///
+/// A request that the server has taken can't be interrupted: if we are killed, its
+/// thread waits for an answer until the connection ends. The connection ends when
+/// `/dev/fuse` is closed, and a thread that shares our table of open files would keep
+/// it open: it would wait for itself, for ever (`tests/kill.rs`).
+fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("apart".to_owned());
+        let thread = thread.spawn_scoped(scope, || {
+            // SAFETY: CLOSE_RANGE_UNSHARE gives this thread a table of its own before it
+            // closes anything, so no descriptor that somebody else owns goes away, and
+            // this thread uses none but those it opens from here on.
+            let done = unsafe {
+                libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_RANGE_UNSHARE)
+            };
+            if done != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(work())
+        })?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
+    })
+}
+
+/// `CLOSE_RANGE_UNSHARE` of close_range(2), Linux 5.9.
+const CLOSE_RANGE_UNSHARE: libc::c_uint = 1 << 1;
+
+/// The minor number of the mount's device. Asked of the mount itself: this thread
+/// serves nothing.
+fn connection_of(at: &Path) -> Option<u32> {
+    rustix::fs::stat(at).ok().map(|stat| rustix::fs::minor(stat.st_dev))
+}
+
+impl Session {
+    /// The directory it is mounted on.
+    pub fn path(&self) -> &Path {
+        &self.client.at
+    }
+
+    /// Waits until everything that programs wrote has arrived in the overlay: pages
+    /// of writable mappings stay with the kernel until then. Call it before
+    /// [`Overlay::log`].
+    ///
+    /// # Errors
+    /// Those of syncfs(2); `TimedOut` if the server doesn't answer: the log can't be
+    /// trusted then.
+    pub fn sync(&self) -> io::Result<()> {
+        apart(|| self.client.sync())?
+    }
+
+    fn control(&self, name: &str) -> Option<PathBuf> {
+        Some(PathBuf::from(format!("/sys/fs/fuse/connections/{}/{name}", self.connection?)))
+    }
+
+    fn raise_read_ahead(&self) {
+        let Some(connection) = self.connection else { return };
+        let path = format!("/sys/class/bdi/0:{connection}/read_ahead_kb");
+        if let Err(error) = fs::write(&path, READ_AHEAD) {
+            tracing::debug!(%error, path, "large files are read in small requests");
+        }
+    }
+
+    /// Ends the mount and its threads, whoever still uses it, here or in another mount
+    /// namespace that has a copy: they get errors from then on, what they have written
+    /// is kept.
+    ///
+    /// # Errors
+    /// Those of umount2(2) and of the threads; `TimedOut` if they don't end: that
+    /// takes a copy elsewhere and no right to cut the connection.
+    pub fn unmount(mut self) -> io::Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.is_mounted = false;
+        let at = &self.client.at;
+        let Some(background) = self.background.take() else {
+            // Never served: a request would wait forever, so nothing is asked.
+            return Ok(apart(|| rustix::mount::unmount(at, UnmountFlags::DETACH))??);
+        };
+        self.sync_or_give_up();
+        // MNT_FORCE cuts the connection, so the threads end even if something holds
+        // the mount. In a user namespace it is forbidden.
+        let flags = UnmountFlags::FORCE | UnmountFlags::DETACH;
+        let unmounted = apart(|| match rustix::mount::unmount(at, flags) {
+            Err(Errno::PERM) => rustix::mount::unmount(at, UnmountFlags::DETACH),
+            result => result,
+        });
+        let (done, wait) = std::sync::mpsc::sync_channel(1);
+        std::thread::spawn(move || done.send(background.join()));
+        let joined = wait.recv_timeout(GRACE).or_else(|_| {
+            self.abort();
+            wait.recv_timeout(GRACE)
+        });
+        *self.client.overlay.kernel() = None;
+        // If they don't end, the threads stay, answering whoever holds the copy.
+        let joined = joined.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        self.client.overlay.table().forget_all();
+        unmounted??;
+        joined
+    }
+
+    /// Syncs in a thread that may hang: a server that is stuck must not keep anybody
+    /// from cutting it off, which ends the hanging too.
+    fn sync_or_give_up(&self) {
+        let (client, (done, wait)) = (self.client.clone(), std::sync::mpsc::sync_channel(1));
+        std::thread::spawn(move || {
+            let synced = apart(|| client.sync());
+            done.send(synced.and_then(|synced| synced))
+        });
+        match wait.recv_timeout(GRACE) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "unmounting without the last writes"),
+            Err(_) => {
+                tracing::warn!("the overlay does not answer; unmounting without the last writes")
+            }
+        }
+    }
+
+    /// Cuts the connection by fusectl.
+    fn abort(&self) {
+        let Some(path) = self.control("abort") else { return };
+        if let Err(error) = File::options().write(true).open(&path).and_then(|mut file| {
+            use io::Write as _;
+            file.write_all(b"1")
+        }) {
+            tracing::warn!(%error, path = %path.display(), "cannot abort the FUSE connection");
+        }
+    }
+}
+
+impl Client {
+    /// See [`Session::sync`].
+    fn sync(&self) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&self.at, flags, Mode::empty())?;
+        rustix::fs::syncfs(&root)?;
+        // The kernel holds back what is more than it likes to have under way, so one
+        // meeting isn't enough: the last one must find that nothing came.
+        loop {
+            let writes = self.overlay.requests().of(Operation::Write);
+            self.meet(&root)?;
+            if self.overlay.requests().of(Operation::Write) == writes {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes all threads of the server meet; see `rendezvous.rs`.
+    fn meet(&self, root: &OwnedFd) -> io::Result<()> {
+        self.rendezvous.open(true);
+        let name = self.rendezvous.name();
+        let met = std::thread::scope(|scope| {
+            let ask = || rustix::fs::fgetxattr(root, name, &mut [0; 1]);
+            let askers: Vec<_> = (0..self.rendezvous.threads()).map(|_| scope.spawn(ask)).collect();
+            askers.into_iter().all(|asker| matches!(asker.join(), Ok(Err(Errno::NODATA))))
+        });
+        self.rendezvous.open(false);
+        if met { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.is_mounted
+            && let Err(error) = self.end()
+        {
+            tracing::warn!(%error, at = %self.client.at.display(), "cannot unmount the overlay");
+        }
+    }
+}
