@@ -22,6 +22,8 @@
 // 6: the door
 // 5: the story
 // 4: arrangements
+pub mod rootfs;
+pub mod step;
 // 3: hands
 pub mod context;
 pub mod layout;

@@ -1,0 +1,99 @@
+//! A root filesystem: the overlay over a stack of layers, mounted only when a
+//! process has to see it.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::overlay::Lower;
+use crate::overlay::MountError;
+use crate::overlay::MountOptions;
+use crate::overlay::Overlay;
+use crate::overlay::Session;
+
+/// An overlay, and its mount once there is one. Dropping it unmounts.
+pub struct Root {
+    // Declared first: the session goes before the overlay it serves.
+    session: Option<Session>,
+    overlay: Arc<Overlay>,
+    scratch: PathBuf,
+}
+
+/// Why a root can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The scratch directory can't be used.
+    #[error("cannot use {path} for the root filesystem: {source}")]
+    Scratch {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The overlay can't be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+}
+
+impl Root {
+    /// A root over `lowers`, bottom first. What is written to it lies in `scratch`,
+    /// a directory of this root alone.
+    ///
+    /// # Errors
+    /// [`Error::Scratch`].
+    pub fn new(lowers: Vec<Lower>, scratch: PathBuf) -> Result<Self, Error> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Scratch { path, source }
+        };
+        let upper = scratch.join("upper");
+        fs::create_dir_all(&upper).map_err(failed(&upper))?;
+        let overlay = Overlay::new(lowers, &upper).map_err(failed(&upper))?;
+        Ok(Self { session: None, overlay, scratch })
+    }
+
+    /// The files.
+    pub fn overlay(&self) -> &Arc<Overlay> {
+        &self.overlay
+    }
+
+    /// A directory for whatever belongs to this root.
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// Mounts the overlay if it isn't mounted yet; the only place where a mount of a
+    /// root happens. Gives the directory.
+    ///
+    /// # Errors
+    /// [`Error::Mount`] naming what the host doesn't allow.
+    pub fn mount(&mut self) -> Result<PathBuf, Error> {
+        let at = self.scratch.join("root");
+        if self.session.is_none() {
+            fs::create_dir_all(&at)
+                .map_err(|source| Error::Scratch { path: at.clone(), source })?;
+            self.session = Some(self.overlay.mount(&at, MountOptions::default())?);
+        }
+        Ok(at)
+    }
+
+    /// Brings every write of ended processes into the overlay: pages of shared
+    /// memory maps may still be on their way.
+    ///
+    /// # Errors
+    /// Those of `syncfs(2)`.
+    pub fn sync(&self) -> io::Result<()> {
+        self.session.as_ref().map_or(Ok(()), Session::sync)
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        self.session = None;
+        // The lease's directory goes as a whole at the end; this only frees space early.
+        let _ = fs::remove_dir(self.scratch.join("root"));
+        let _ = fs::remove_dir_all(&self.scratch);
+    }
+}
