@@ -21,6 +21,7 @@
 
 // 6: the door
 // 5: the story
+pub mod build;
 // 4: arrangements
 pub mod rootfs;
 pub mod step;

@@ -1,0 +1,261 @@
+//! The story of a build: a Dockerfile in, an image out.
+//!
+//! [`build`] walks it once, top to bottom. Each stage runs its step loop
+//! ([`stage`]): key ([`key`], [`inputs`]) → look up → on a miss execute, snapshot
+//! and hand the change set to the layer writer ([`layers`]), which works behind
+//! the next step. `publish` uploads finished layers meanwhile.
+//!
+//! Nothing here prints: what happens is told to an [`Observer`].
+
+pub mod base;
+mod client;
+mod error;
+pub mod inputs;
+pub mod key;
+pub mod layers;
+mod mounts;
+mod outputs;
+pub mod progress;
+mod publish;
+pub mod request;
+mod shared;
+pub mod slot;
+pub mod stage;
+mod tail;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use yadokari_cache::Access;
+use yadokari_cache::Cache;
+use yadokari_cache::Fold;
+
+pub use error::Error;
+pub use error::chain;
+pub use progress::Observer;
+pub use progress::Progress;
+pub use publish::Pushed;
+pub use request::Request;
+
+use crate::context::Context;
+use crate::context::Location;
+use crate::dockerfile;
+use crate::dockerfile::Dockerfile;
+use crate::ignore::Matcher;
+use crate::image::Assemble;
+use crate::image::Assembled;
+use crate::image::BaseImage;
+use crate::image::LayerRow;
+use crate::image::Row;
+use crate::layer::compress::Compression;
+use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::Digest;
+use crate::oci::media_type;
+use crate::path::RootPath;
+use crate::plan;
+use crate::plan::Plan;
+use crate::sandbox::Cancel;
+use crate::sandbox::Runner;
+use crate::store::Store;
+
+use base::Base;
+use base::Bases;
+use client::LazyClient;
+use layers::Workshop;
+use publish::Uploads;
+use shared::Shared;
+use stage::Finished;
+
+/// What a build made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// Digest of the manifest.
+    pub manifest: Digest,
+    /// Digest of the config: the image ID.
+    pub config: Digest,
+    /// Where it was pushed.
+    pub pushed: Vec<Pushed>,
+    /// Steps of the target stage that ran.
+    pub misses: u32,
+}
+
+/// Who takes part in a build besides its request.
+pub struct Crew<'a> {
+    /// Is told what happens.
+    pub observer: &'a dyn Observer,
+    /// Starts processes.
+    pub runner: &'a (dyn Runner + Sync),
+    /// Ends running processes.
+    pub cancel: Arc<Cancel>,
+    /// Set when the user asks to stop.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// Builds what `request` asks for.
+///
+/// # Errors
+/// The first thing that failed. Everything finished before stays in the cache.
+pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
+    let cache = Arc::new(Cache::open(&request.cache_dir, Access::ReadWrite)?);
+    let store = Arc::new(Store::open(&request.cache_dir)?.with_lease(cache.lease()?));
+    let location = Location::parse(&request.context)?;
+    let mut context = Context::open(&location, &store.scratch()?)?;
+    if let Some(below) = &request.context_sub_path {
+        context = context.below(&RootPath::clamped(below.as_bytes()).unwrap_or_default())?;
+    }
+    let (dockerfile, ignore) = read_dockerfile(request, &context)?;
+    for warning in &dockerfile.warnings {
+        let place = dockerfile::Error::at(&dockerfile, warning.span, &warning.message);
+        crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
+    }
+    let client = LazyClient::new(request.registry.clone(), request.credentials.clone());
+    let bases = Bases::new(Arc::new(client), Arc::clone(&store));
+    let plan = plan_stages(request, &dockerfile, &bases, crew)?;
+    let clamp = request.source_date_epoch.or(plan.source_date_epoch);
+    let workshop = Workshop {
+        store: Arc::clone(&store),
+        cache: Arc::clone(&cache),
+        compression: request.compression,
+        media_type: layer_media_type(request.compression).to_owned(),
+        clamp,
+        threads: request.threads,
+    };
+    let uploads = (request.push && !request.destinations.is_empty())
+        .then(|| Uploads::new(&bases, request.destinations.clone(), request.check_push));
+    let shared = Shared::new(
+        request,
+        &dockerfile,
+        &plan,
+        &context,
+        ignore,
+        &workshop,
+        &bases,
+        uploads.as_ref(),
+        crew,
+    );
+
+    let built = shared.run_stages();
+    shared.save_context_digests();
+    let image = built.and_then(|finished| {
+        let image = assemble(request, &plan, &finished, clamp)?;
+        Ok((finished, image))
+    });
+    // Whatever finished is kept, also when something else failed.
+    if let Err(error) = cache.fold(Fold::IfWorthwhile) {
+        crew.observer.observe(Progress::Warning(format!("the cache index is behind: {error}")));
+    }
+    for notice in cache.take_notices() {
+        crew.observer.observe(Progress::Warning(notice.to_string()));
+    }
+    let (finished, image) = image?;
+    let pushed = match &uploads {
+        Some(uploads) => uploads.publish(&image, finished.base.as_deref(), finished.misses > 0)?,
+        None => Vec::new(),
+    };
+    outputs::write(request, &image, finished.base.as_deref(), &bases)?;
+    Ok(Report {
+        manifest: image.manifest.digest,
+        config: image.config.digest,
+        pushed,
+        misses: finished.misses,
+    })
+}
+
+/// Reads the Dockerfile and the ignore rules that go with it.
+fn read_dockerfile(request: &Request, context: &Context) -> Result<(Dockerfile, Matcher), Error> {
+    let file = context.dockerfile(request.dockerfile.as_deref(), Path::new("."))?;
+    let dockerfile = dockerfile::parse(&file.name, &file.text)?;
+    let ignore = match &file.ignore {
+        Some(rules) => Matcher::parse(&rules.text)
+            .map_err(|source| Error::Ignore { file: rules.name.clone(), source })?,
+        None => Matcher::default(),
+    };
+    Ok((dockerfile, ignore))
+}
+
+/// Plans the stages. Triggers out of base images may name further stages, so bases
+/// are resolved (not fetched) until nothing new turns up.
+fn plan_stages(
+    request: &Request,
+    dockerfile: &Dockerfile,
+    bases: &Bases,
+    crew: &Crew<'_>,
+) -> Result<Plan, Error> {
+    let options = plan::Options {
+        build_args: request.build_args.clone(),
+        target: request.target.clone(),
+        platform: request.platform.clone(),
+        build_platform: request.build_platform.clone(),
+    };
+    let mut plan = plan::plan(dockerfile, &options)?;
+    for warning in &plan.warnings {
+        let place = dockerfile::Error::at(dockerfile, warning.span, &warning.message);
+        crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
+    }
+    let mut seen = Vec::new();
+    loop {
+        let next = plan.needed.iter().copied().find(|index| !seen.contains(index));
+        let Some(index) = next else { return Ok(plan) };
+        seen.push(index);
+        let stage = &plan.stages[index];
+        if let plan::Base::Image(name) = &stage.base {
+            let base = bases
+                .resolve(name, &stage.platform)
+                .map_err(|error| error.or_stage(name, &plan).at(dockerfile, stage.span))?;
+            plan.add_triggers(index, &base.config.config.on_build)?;
+        }
+    }
+}
+
+/// Puts config and manifest together. Waits for layers on their way.
+fn assemble(
+    request: &Request,
+    plan: &Plan,
+    finished: &Finished,
+    clamp: Option<i64>,
+) -> Result<Assembled, Error> {
+    let mut rows = Vec::with_capacity(finished.rows.len());
+    for row in &finished.rows {
+        let layer = match &row.layer {
+            None => None,
+            Some(slot) => {
+                let facts = slot.wait()?;
+                Some(LayerRow {
+                    descriptor: facts.descriptor,
+                    diff_id: facts.diff_id,
+                    created: facts.created,
+                })
+            }
+        };
+        rows.push(Row { created_by: row.created_by.clone(), layer });
+    }
+    let base: Option<&Base> = finished.base.as_deref();
+    let layers: Vec<Descriptor> =
+        base.iter().flat_map(|base| &base.layers).map(|layer| layer.descriptor.clone()).collect();
+    Ok(crate::image::assemble(&Assemble {
+        base: base.map(|base| BaseImage {
+            config: &base.config,
+            layers: &layers,
+            media_type: &base.media_type,
+        }),
+        config: &finished.steps.config,
+        author: finished.steps.author.as_deref(),
+        platform: &plan.stages[plan.target].platform,
+        rows: &rows,
+        labels: &request.labels,
+        annotations: &BTreeMap::new(),
+        format: request.format,
+        epoch: clamp,
+    })?)
+}
+
+/// Media type of new layers; the image may go by Docker's names for the same.
+fn layer_media_type(compression: Compression) -> &'static str {
+    match compression {
+        Compression::None => media_type::OCI_LAYER,
+        Compression::Gzip { .. } => media_type::OCI_LAYER_GZIP,
+        Compression::Zstd { .. } => media_type::OCI_LAYER_ZSTD,
+    }
+}

@@ -1,0 +1,119 @@
+//! Results on disk: OCI layout, docker archive, digest files.
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::io::BufWriter;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+
+use super::Error;
+use super::base::Base;
+use super::base::Bases;
+use super::request::Request;
+use crate::image::Assembled;
+use crate::layout;
+use crate::oci::digest::Digest;
+use crate::oci::reference::Reference;
+
+/// Writes what `request` asks for.
+///
+/// # Errors
+/// Those of the disk, and of fetching layers of the base image.
+pub(super) fn write(
+    request: &Request,
+    image: &Assembled,
+    base: Option<&Base>,
+    bases: &Bases,
+) -> Result<(), Error> {
+    if request.oci_layout.is_some() || request.tar.is_some() {
+        bases.store.put_blob(&image.config_json)?;
+        for layer in base.iter().flat_map(|base| &base.layers) {
+            if let Some(base) = base {
+                bases.ensure_blob(base, layer)?;
+            }
+        }
+    }
+    let open = |digest: &Digest| -> io::Result<File> {
+        bases
+            .store
+            .open_blob(digest)
+            .map_err(io::Error::other)?
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    };
+    let whole = layout::Image {
+        manifest: image.manifest.clone(),
+        manifest_bytes: image.manifest_json.clone(),
+        config: image.config.clone(),
+        layers: image.layers.clone(),
+    };
+    if let Some(directory) = &request.oci_layout {
+        let tag = request
+            .destinations
+            .first()
+            .map(|reference| reference.tag().unwrap_or("latest").to_owned());
+        layout::write(directory, &whole, tag.as_deref(), &open)?;
+    }
+    if let Some(path) = &request.tar {
+        let names: Vec<String> = request.destinations.iter().map(with_tag).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        replace(path, |out| {
+            let mut out = BufWriter::with_capacity(1 << 18, out);
+            layout::write_docker_archive(&mut out, &whole, &names, &open)
+                .map_err(io::Error::other)?;
+            out.flush()
+        })?;
+    }
+    let digest = image.manifest.digest;
+    if let Some(path) = &request.digest_file {
+        replace(path, |out| write!(out, "{digest}"))?;
+    }
+    let lines = |name: fn(&Reference) -> String| -> String {
+        request
+            .destinations
+            .iter()
+            .map(|reference| format!("{}@{digest}\n", name(reference)))
+            .collect()
+    };
+    if let Some(path) = &request.name_digest_file {
+        replace(path, |out| out.write_all(lines(Reference::name).as_bytes()))?;
+    }
+    if let Some(path) = &request.name_tag_digest_file {
+        replace(path, |out| out.write_all(lines(with_tag).as_bytes()))?;
+    }
+    Ok(())
+}
+
+/// `registry/repository:tag`.
+fn with_tag(reference: &Reference) -> String {
+    format!("{}:{}", reference.name(), reference.tag().unwrap_or("latest"))
+}
+
+/// Writes a file beside `path` and moves it there, so that nothing half-written is
+/// ever seen; makes missing directories with mode 0700, as kaniko does.
+fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    let failed = |path: PathBuf| move |source: io::Error| Error::Output { path, source };
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(parent)
+        .map_err(failed(parent.to_owned()))?;
+    // A device or pipe (`/dev/stdout`) is written to as it is.
+    if path.exists() && !path.is_file() {
+        let mut file = File::options().write(true).open(path).map_err(failed(path.to_owned()))?;
+        return write(&mut file).map_err(failed(path.to_owned()));
+    }
+    let mut fresh = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(parent)
+        .map_err(failed(path.to_owned()))?;
+    write(fresh.as_file_mut()).map_err(failed(path.to_owned()))?;
+    fresh.persist(path).map_err(|error| failed(path.to_owned())(error.error))?;
+    Ok(())
+}

@@ -1,0 +1,434 @@
+//! What all stages of a build share: the caches, the context, the finished stages
+//! and the images that files are copied from.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+
+use yadokari_cache::ContextDigests;
+use yadokari_cache::ContextRoot;
+
+use super::Crew;
+use super::Error;
+use super::Progress;
+use super::base::Base;
+use super::base::Bases;
+use super::layers;
+use super::layers::LayerSlot;
+use super::layers::Workshop;
+use super::progress::Observer;
+use super::progress::StepNumber;
+use super::publish::Uploads;
+use super::request::Request;
+use super::request::SecretSource;
+use super::slot::Slot;
+use super::stage;
+use super::stage::Finished;
+use crate::context::Context;
+use crate::context::ContextTree;
+use crate::context::DigestMemory;
+use crate::dockerfile::Dockerfile;
+use crate::dockerfile::Warning;
+use crate::ignore::Matcher;
+use crate::oci::platform::Platform;
+use crate::overlay::Lower;
+use crate::overlay::Overlay;
+use crate::plan::Plan;
+use crate::plan::step::MountKind;
+use crate::plan::step::Origin;
+use crate::plan::step::RunStep;
+use crate::sandbox::Cancel;
+use crate::sandbox::Runner;
+use crate::step;
+use crate::step::source::Source;
+use crate::tree::Timestamp;
+
+/// Largest secret that is accepted, in bytes, as BuildKit's.
+const SECRET_LIMIT: u64 = 500 << 10;
+
+type StageSlot = Arc<Slot<Result<Arc<Finished>, Arc<Error>>>>;
+
+/// See the module.
+pub struct Shared<'a> {
+    /// What is asked for.
+    pub request: &'a Request,
+    /// The Dockerfile, for messages.
+    pub dockerfile: &'a Dockerfile,
+    /// Its stages.
+    pub plan: &'a Plan,
+    /// The build context.
+    pub context: &'a Context,
+    /// Its ignore rules.
+    pub ignore: Mutex<Option<Matcher>>,
+    /// How layers are written.
+    pub workshop: &'a Workshop,
+    /// How base images are reached.
+    pub bases: &'a Bases,
+    /// Uploads behind the build; `None` when nothing is pushed.
+    pub uploads: Option<&'a Uploads<'a>>,
+    /// Who is told.
+    pub observer: &'a dyn Observer,
+    /// Who starts processes.
+    pub runner: &'a (dyn Runner + Sync),
+    /// Ends running processes.
+    pub cancel: Arc<Cancel>,
+    /// Set when the user interrupts.
+    pub interrupted: &'a AtomicBool,
+    state: State,
+}
+
+#[derive(Default)]
+struct State {
+    steps: AtomicU32,
+    scratches: AtomicU32,
+    context_tree: OnceLock<Arc<ContextTree>>,
+    memory: OnceLock<Arc<ContextDigests>>,
+    stages: Mutex<BTreeMap<usize, StageSlot>>,
+    /// Trees that files are copied from, by stage or image.
+    trees: Mutex<BTreeMap<String, OpenTree>>,
+}
+
+/// A tree that files are copied from, with the layers it is made of.
+type OpenTree = (Vec<Lower>, Arc<Overlay>);
+
+/// Files that a step reads, kept alive while it does.
+pub enum Files {
+    /// The build context.
+    Context(Arc<ContextTree>),
+    /// A stage or an image.
+    Layers {
+        /// Its layers, for a view of its own.
+        lowers: Vec<Lower>,
+        /// Its files.
+        overlay: Arc<Overlay>,
+        /// How messages call it.
+        whose: String,
+    },
+}
+
+impl Files {
+    /// Calls `with` with the tree to read.
+    pub fn with_source<T>(&self, with: impl FnOnce(&Source<'_>) -> T) -> T {
+        match self {
+            Self::Context(tree) => with(&Source::Context(tree)),
+            Self::Layers { overlay, whose, .. } => {
+                let tree = overlay.after();
+                with(&Source::Layers { tree: &*tree, whose: whose.clone() })
+            }
+        }
+    }
+}
+
+impl<'a> Shared<'a> {
+    /// Gathers what the stages share.
+    #[expect(clippy::too_many_arguments, reason = "one call, in build.rs; each is a part")]
+    pub fn new(
+        request: &'a Request,
+        dockerfile: &'a Dockerfile,
+        plan: &'a Plan,
+        context: &'a Context,
+        ignore: Matcher,
+        workshop: &'a Workshop,
+        bases: &'a Bases,
+        uploads: Option<&'a Uploads<'a>>,
+        crew: &'a Crew<'a>,
+    ) -> Self {
+        Self {
+            request,
+            dockerfile,
+            plan,
+            context,
+            ignore: Mutex::new(Some(ignore)),
+            workshop,
+            bases,
+            uploads,
+            observer: crew.observer,
+            runner: crew.runner,
+            cancel: Arc::clone(&crew.cancel),
+            interrupted: crew.interrupted,
+            state: State::default(),
+        }
+    }
+
+    /// Runs every needed stage, each in its own thread; one waits for those it reads
+    /// when it reaches the step that does. Gives the target's result.
+    ///
+    /// # Errors
+    /// The first stage's that failed by itself.
+    pub fn run_stages(&self) -> Result<Arc<Finished>, Error> {
+        for &index in &self.plan.needed {
+            lock(&self.state.stages).entry(index).or_default();
+        }
+        std::thread::scope(|scope| {
+            for &index in &self.plan.needed {
+                scope.spawn(move || {
+                    let run = || stage::run(self, index);
+                    let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+                        .unwrap_or(Err(Error::Panic));
+                    if finished.is_err() {
+                        self.cancel.cancel();
+                    }
+                    let slot = lock(&self.state.stages).entry(index).or_default().clone();
+                    slot.fill(finished.map(Arc::new).map_err(Arc::new));
+                });
+            }
+        });
+        let failures: Vec<Error> =
+            self.plan.needed.iter().filter_map(|&index| self.stage(index).err()).collect();
+        let by_itself = |error: &Error| !matches!(error.cause(), Error::Interrupted);
+        let position = failures.iter().position(by_itself).unwrap_or(0);
+        match failures.into_iter().nth(position) {
+            Some(error) => Err(error),
+            None => self.stage(self.plan.target),
+        }
+    }
+
+    /// The result of a stage; waits for it.
+    ///
+    /// # Errors
+    /// The stage's own, shared.
+    pub fn stage(&self, index: usize) -> Result<Arc<Finished>, Error> {
+        let slot = lock(&self.state.stages).get(&index).cloned();
+        let slot = slot.ok_or(Error::Panic)?;
+        slot.wait().map_err(Error::Stage)
+    }
+
+    /// The layers of a base image, fetched where they are missing, several at once.
+    ///
+    /// # Errors
+    /// See [`Bases::ensure_layer`].
+    pub fn base_lowers(&self, base: &Base) -> Result<Vec<Lower>, Error> {
+        let missing: Vec<_> = base
+            .layers
+            .iter()
+            .filter(|layer| !matches!(self.bases.store.layer(&layer.diff_id), Ok(Some(_))))
+            .collect();
+        let next = AtomicU32::new(0);
+        let work = || -> Result<(), Error> {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed) as usize;
+                let Some(layer) = missing.get(at) else { return Ok(()) };
+                self.check_interrupted()?;
+                self.bases.ensure_layer(base, layer, self.observer)?;
+            }
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (1..missing.len().min(4)).map(|_| scope.spawn(work)).collect();
+            work()?;
+            threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(Error::Panic)))
+        })?;
+        base.layers.iter().map(|layer| Ok(self.workshop.open_lower(&layer.diff_id)?)).collect()
+    }
+
+    /// The files of `origin`.
+    ///
+    /// # Errors
+    /// Those of the stage or image.
+    pub fn files(&self, origin: &Origin, platform: &Platform) -> Result<Files, Error> {
+        let whose = match origin {
+            Origin::Context => return Ok(Files::Context(self.context_tree()?)),
+            Origin::Scratch => "scratch".to_owned(),
+            Origin::Stage(index) => format!("stage {}", self.plan.stages[*index].title),
+            Origin::Image(name) => format!("image {name} for {platform}"),
+        };
+        if let Some((lowers, overlay)) = lock(&self.state.trees).get(&whose).cloned() {
+            return Ok(Files::Layers { lowers, overlay, whose });
+        }
+        let lowers = match origin {
+            Origin::Context | Origin::Scratch => Vec::new(),
+            Origin::Stage(index) => self.stage_lowers(&*self.stage(*index)?)?,
+            Origin::Image(name) => {
+                let resolved = self.bases.resolve(name, platform);
+                self.base_lowers(&*resolved.map_err(|error| error.or_stage(name, self.plan))?)?
+            }
+        };
+        let overlay = self.overlay(lowers.clone())?;
+        lock(&self.state.trees).insert(whose.clone(), (lowers.clone(), Arc::clone(&overlay)));
+        Ok(Files::Layers { lowers, overlay, whose })
+    }
+
+    /// The layers of a finished stage, ready to be stacked.
+    ///
+    /// # Errors
+    /// Those of its layers.
+    pub fn stage_lowers(&self, finished: &Finished) -> Result<Vec<Lower>, Error> {
+        let mut lowers = match &finished.base {
+            Some(base) => self.base_lowers(base)?,
+            None => Vec::new(),
+        };
+        for facts in layers::wait_all(&finished.chain)? {
+            lowers.push(self.workshop.lower(&facts)?);
+        }
+        Ok(lowers)
+    }
+
+    /// An overlay that is only read.
+    ///
+    /// # Errors
+    /// When its scratch directory can't be made.
+    pub fn overlay(&self, lowers: Vec<Lower>) -> Result<Arc<Overlay>, Error> {
+        let scratch = self.scratch("tree")?;
+        Overlay::new(lowers, &scratch).map_err(|source| Error::Scratch { path: scratch, source })
+    }
+
+    /// The build context's files, ignore rules applied.
+    ///
+    /// # Errors
+    /// When the context's directory can't be opened.
+    pub fn context_tree(&self) -> Result<Arc<ContextTree>, Error> {
+        let mut ignore = lock(&self.ignore);
+        if let Some(tree) = self.state.context_tree.get() {
+            return Ok(Arc::clone(tree));
+        }
+        let matcher = ignore.take().unwrap_or_default();
+        let mut tree = self.context.tree(matcher)?;
+        // An unpacked archive lies somewhere else in every build.
+        if !self.context.is_unpacked()
+            && let Ok(root) = ContextRoot::of(self.context.directory())
+        {
+            let memory = Arc::new(ContextDigests::load(&self.request.cache_dir, &root));
+            if let Some(notice) = memory.notice() {
+                self.observer.observe(Progress::Warning(notice.to_string()));
+            }
+            tree = tree.remembering(Arc::clone(&memory) as Arc<dyn DigestMemory>);
+            let _ = self.state.memory.set(memory);
+        }
+        let tree = Arc::new(tree);
+        Ok(Arc::clone(self.state.context_tree.get_or_init(|| tree)))
+    }
+
+    /// Remembers what was digested of the context, for the next build.
+    pub fn save_context_digests(&self) {
+        if let Some(memory) = self.state.memory.get()
+            && let Err(error) = memory.save()
+        {
+            tracing::debug!(%error, "context digests not remembered");
+        }
+    }
+
+    /// A fresh directory of this build.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn scratch(&self, what: &str) -> Result<PathBuf, Error> {
+        let number = self.state.scratches.fetch_add(1, Ordering::Relaxed);
+        let path = self.workshop.store.scratch()?.join(format!("{what}-{number}"));
+        std::fs::create_dir_all(&path)
+            .map_err(|source| Error::Scratch { path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    /// The number of the next step.
+    pub fn next_step(&self) -> StepNumber {
+        StepNumber(self.state.steps.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// The time that a step's entries and history row get.
+    pub fn now(&self) -> Timestamp {
+        let now = jiff::Timestamp::now();
+        let nanoseconds = u32::try_from(now.subsec_nanosecond()).unwrap_or_default();
+        let now = Timestamp { seconds: now.as_second(), nanoseconds };
+        stage::clamp(now, self.request.source_date_epoch)
+    }
+
+    /// Tells of a lint finding.
+    pub fn warn(&self, warning: &Warning) {
+        let place = crate::dockerfile::Error::at(self.dockerfile, warning.span, &warning.message);
+        self.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
+    }
+
+    /// # Errors
+    /// [`Error::Interrupted`] once the user asked to stop or another stage failed.
+    pub fn check_interrupted(&self) -> Result<(), Error> {
+        if self.interrupted.load(Ordering::Relaxed) || self.cancel.is_cancelled() {
+            return Err(Error::Interrupted);
+        }
+        match self.uploads.and_then(Uploads::denied) {
+            Some(error) => Err(Error::Denied(error)),
+            None => Ok(()),
+        }
+    }
+
+    /// A stage has to run a step: the push will be needed, so what it needs is
+    /// checked in the background.
+    pub fn first_miss(&self, index: usize) {
+        if index == self.plan.target
+            && let Some(uploads) = self.uploads
+        {
+            uploads.expect_push();
+        }
+    }
+
+    /// A layer of stage `index` will be there; the target's are uploaded meanwhile.
+    pub fn layer_coming(&self, index: usize, slot: &LayerSlot, cached: bool) {
+        if index == self.plan.target
+            && !cached
+            && let Some(uploads) = self.uploads
+        {
+            uploads.layer(slot);
+        }
+    }
+
+    /// Values of the secrets that a RUN may see, for masking its output.
+    ///
+    /// # Errors
+    /// A secret that can't be read.
+    pub fn secret_values(&self, run: &RunStep) -> Result<Vec<Vec<u8>>, Error> {
+        let ids = run.mounts.iter().filter_map(|mount| match &mount.kind {
+            MountKind::Secret { id, .. } => Some(id),
+            _ => None,
+        });
+        let mut values = Vec::new();
+        for id in ids {
+            values.extend(self.secret(id)?);
+        }
+        Ok(values)
+    }
+
+    /// The value of a secret; `None` if it wasn't given.
+    ///
+    /// # Errors
+    /// When its file or variable can't be read, or it is too large.
+    pub fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, Error> {
+        let Some(secret) = self.request.secrets.iter().find(|secret| secret.id == id) else {
+            return Ok(None);
+        };
+        let failed = |reason: String| Error::Secret { id: id.to_owned(), reason };
+        let value = match &secret.source {
+            SecretSource::File(path) => {
+                let length = path
+                    .metadata()
+                    .map_err(|error| failed(format!("{}: {error}", path.display())))?
+                    .len();
+                if length > SECRET_LIMIT {
+                    return Err(failed(format!("it is larger than {SECRET_LIMIT} bytes")));
+                }
+                std::fs::read(path)
+                    .map_err(|error| failed(format!("{}: {error}", path.display())))?
+            }
+            SecretSource::Environment(name) => {
+                use std::os::unix::ffi::OsStringExt;
+                std::env::var_os(name)
+                    .ok_or_else(|| failed(format!("the variable {name} is not set")))?
+                    .into_vec()
+            }
+        };
+        Ok(Some(value))
+    }
+}
+
+impl From<step::Error> for Error {
+    fn from(error: step::Error) -> Self {
+        Self::Step(Box::new(error))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
