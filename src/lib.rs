@@ -6,6 +6,15 @@
 //! Modules stand on floors and import from lower floors only (`tests/floors.rs`).
 //! Read them in this order; nothing has to be opened twice.
 //!
+//! | floor | modules | what they are |
+//! | --- | --- | --- |
+//! | 6, the door | [`cli`] | flags to request; prints; exit codes |
+//! | 5, the story | [`build`] | stages, the step loop, keys, layers on their way, pushing |
+//! | 4, arrangements | [`step`], [`rootfs`] | what an instruction does to a root; a root |
+//! | 3, hands | [`context`], [`layout`], [`overlay`], [`registry`], [`sandbox`], [`store`], and below them [`root_dir`] | one thing of the outside world each |
+//! | 2, thought and streams | [`plan`], [`image`], [`layer`], [`snapshot`] | pure, or generic over readers, writers and trees |
+//! | 1, language | [`dockerfile`], [`ignore`] | text to values |
+//! | 0, words | [`oci`], [`path`], [`tree`], [`change`] | values |
 //!
 //! Beside it stands the crate `yadokari_cache`: 32-byte keys to versioned records,
 //! shared by any number of processes; it alone names RocksDB and knows no Dockerfile.
@@ -20,6 +29,7 @@
 //! being built. *Store*: contents by digest on disk.
 
 // 6: the door
+pub mod cli;
 // 5: the story
 pub mod build;
 // 4: arrangements

@@ -1,0 +1,193 @@
+//! The door: command line and environment in, exit code out.
+//!
+//! `flags` is what was typed, `request` what it means, `report` the only place
+//! that prints. The same binary is `yadokari` and, by the name it is called,
+//! kaniko's `executor`.
+
+pub mod flags;
+mod interrupt;
+mod report;
+mod request;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Parser;
+
+use crate::build;
+use crate::build::Crew;
+use crate::build::Observer;
+use crate::build::Progress;
+use crate::build::Report;
+use crate::sandbox;
+use crate::sandbox::Cancel;
+use crate::sandbox::Namespaces;
+use flags::Build;
+use flags::Command;
+use flags::Executor;
+use flags::ExecutorCommand;
+use flags::LogFormat;
+use flags::Verbosity;
+use flags::Yadokari;
+use report::Reporter;
+
+/// Exit code for everything that is no failed RUN.
+const FAILURE: u8 = 1;
+
+/// Runs what `arguments` say; the first is the name we were called by.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let name = arguments
+        .first()
+        .and_then(|first| Path::new(first).file_name())
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let as_executor = name == "executor";
+    let words = arguments.iter().skip(1).filter_map(|word| word.to_str());
+    if let Some(missing) = flags::missing_flag(words) {
+        eprintln(&format!("error: --{missing} is not there yet; nothing was built"));
+        return ExitCode::from(FAILURE);
+    }
+    let parsed = if as_executor {
+        Executor::try_parse_from(arguments).map(|executor| match executor.command {
+            Some(ExecutorCommand::Version) => Command::Version,
+            None => Command::Build(Box::new(executor.build)),
+        })
+    } else {
+        Yadokari::try_parse_from(arguments).map(|yadokari| yadokari.command)
+    };
+    match parsed {
+        Ok(Command::Version) => {
+            println!("yadokari {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Build(flags)) => run_build(&flags),
+        Err(error) => {
+            // Help and version are no errors and go to standard output.
+            let _ = error.print();
+            ExitCode::from(if error.use_stderr() { FAILURE } else { 0 })
+        }
+    }
+}
+
+fn run_build(flags: &Build) -> ExitCode {
+    let reporter = Reporter::new(flags.log_format, flags.verbosity, flags.log_timestamp);
+    start_logging(flags);
+    let variable = |name: &str| std::env::var(name).ok();
+    let request = match request::resolve(flags, &variable) {
+        Ok(request) => request,
+        Err(error) => {
+            reporter.error(&error.to_string(), None);
+            return ExitCode::from(FAILURE);
+        }
+    };
+    // Before any thread: everything we mount is seen by us and our children alone,
+    // and goes when we go, however we end.
+    match sandbox::isolate_mounts() {
+        Ok(()) => {
+            reporter.observe(Progress::Root {
+                root: "overlay",
+                detail: "FUSE in a private mount namespace".to_owned(),
+            });
+        }
+        Err(error) => {
+            // A build without RUN steps needs no mount; one with them will fail there.
+            reporter.observe(Progress::Warning(format!(
+                "no private mount namespace, so RUN can't work: {error}"
+            )));
+        }
+    }
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let started = Cancel::new().map(Arc::new).and_then(|cancel| {
+        interrupt::listen(Arc::clone(&interrupted), Arc::clone(&cancel))?;
+        Ok(cancel)
+    });
+    let cancel = match started {
+        Ok(cancel) => cancel,
+        Err(error) => {
+            reporter.error(&format!("cannot listen for signals: {error}"), None);
+            return ExitCode::from(FAILURE);
+        }
+    };
+    let runner = Namespaces::of_this_program();
+    let crew = Crew { observer: &reporter, runner: &runner, cancel, interrupted: &interrupted };
+    match build::build(&request, &crew) {
+        Ok(report) => {
+            tell(&reporter, &report);
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&reporter, &error),
+    }
+}
+
+fn tell(reporter: &Reporter, report: &Report) {
+    for pushed in &report.pushed {
+        let how = if pushed.unchanged { "is up to date" } else { "pushed" };
+        reporter.done(&format!("{} {how}", pushed.destination));
+    }
+    reporter.done(&format!("image {}", report.config));
+    println!("{}", report.manifest);
+}
+
+/// Tells why a build failed and chooses the exit code: a failed RUN's own, 130
+/// when interrupted, 1 otherwise.
+fn fail(reporter: &Reporter, error: &build::Error) -> ExitCode {
+    let cause = error.cause();
+    if let build::Error::RunFailed { output, .. } = cause
+        && !output.is_empty()
+    {
+        reporter.error("the last lines of the failed step:", None);
+        for line in output {
+            eprintln(&format!("  {line}"));
+        }
+    }
+    match error.placed() {
+        Some(place) => {
+            reporter.placed_error(&place.render(), &build::chain(error), hint(cause).as_deref())
+        }
+        None => reporter.error(&build::chain(error), hint(cause).as_deref()),
+    }
+    match cause {
+        build::Error::Interrupted => ExitCode::from(interrupt::INTERRUPTED),
+        _ => ExitCode::from(cause.exit_code().unwrap_or(FAILURE)),
+    }
+}
+
+/// What a user may do about it, where the message doesn't say so itself.
+fn hint(cause: &build::Error) -> Option<String> {
+    match cause {
+        build::Error::Root(_) => Some(
+            "RUN needs /dev/fuse and the right to mount (CAP_SYS_ADMIN): in Docker, \
+             --device /dev/fuse --cap-add SYS_ADMIN --security-opt apparmor=unconfined"
+                .to_owned(),
+        ),
+        build::Error::Denied(error) => error.hint(),
+        other => other.registry()?.hint(),
+    }
+}
+
+fn eprintln(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Diagnostics of our own modules, on standard error, with `--verbosity=debug`.
+fn start_logging(flags: &Build) {
+    let level = match flags.verbosity {
+        Verbosity::Panic | Verbosity::Fatal | Verbosity::Error => "error",
+        Verbosity::Warn | Verbosity::Info => "warn",
+        Verbosity::Debug => "yadokari=debug,warn",
+        Verbosity::Trace => "yadokari=trace,info",
+    };
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::new(level));
+    // A second call in one process (a test) keeps the first subscriber.
+    let _ = match flags.log_format {
+        LogFormat::Json => subscriber.json().try_init(),
+        LogFormat::Text => subscriber.with_ansi(false).try_init(),
+        LogFormat::Color => subscriber.try_init(),
+    };
+}

@@ -1,0 +1,373 @@
+//! The command lines, as typed. `request` turns them into what a build is asked for.
+//!
+//! Names and meanings are kaniko's where it has them. Booleans take `--x`,
+//! `--x=true` and `--x=false`; nothing that is known but not there yet is ignored:
+//! see [`MISSING`].
+
+use std::path::PathBuf;
+
+use clap::ArgAction;
+use clap::Args;
+use clap::Parser;
+use clap::Subcommand;
+use clap::ValueEnum;
+
+/// Builds container images from Dockerfiles, inside a container, without a daemon.
+#[derive(Debug, Parser)]
+#[command(name = "yadokari", version, max_term_width = 100, args_override_self = true)]
+pub struct Yadokari {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands of `yadokari`.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build an image from a Dockerfile and push it
+    Build(Box<Build>),
+    /// Print the version
+    Version,
+}
+
+/// Builds an image from a Dockerfile and pushes it, with kaniko's command line.
+#[derive(Debug, Parser)]
+#[command(name = "executor", version, max_term_width = 100, args_override_self = true)]
+pub struct Executor {
+    /// The same flags as `yadokari build`.
+    #[command(flatten)]
+    pub build: Build,
+    /// What to do instead of building.
+    #[command(subcommand)]
+    pub command: Option<ExecutorCommand>,
+}
+
+/// The subcommands of `executor`.
+#[derive(Debug, Subcommand)]
+pub enum ExecutorCommand {
+    /// Print the version
+    Version,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// Plain lines.
+    Text,
+    /// Plain lines with colour where the terminal has it.
+    Color,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How much is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Verbosity {
+    /// Only what ended the program.
+    Panic,
+    /// As `panic`.
+    Fatal,
+    /// Errors.
+    Error,
+    /// Errors and warnings.
+    Warn,
+    /// What happens.
+    Info,
+    /// What happens inside.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How changes of a RUN are found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Snapshot {
+    /// From the change log of the overlay (the default).
+    Log,
+    /// By comparing the whole tree, contents and all.
+    Full,
+    /// By comparing metadata of the whole tree.
+    Redo,
+    /// By comparing times of the whole tree.
+    Time,
+}
+
+/// Flags of a build.
+#[derive(Debug, Args)]
+pub struct Build {
+    /// Directory, dir://PATH, tar://FILE.tar.gz, or tar://stdin (also `-`)
+    #[arg(short, long, default_value = "/workspace/")]
+    pub context: String,
+    /// Directory inside the context to build from
+    #[arg(long, value_name = "PATH")]
+    pub context_sub_path: Option<String>,
+    /// Dockerfile, relative to the working directory or to the context [default: Dockerfile]
+    #[arg(short = 'f', long, value_name = "PATH")]
+    pub dockerfile: Option<String>,
+    /// Where to push, NAME or NAME:TAG; may be repeated
+    #[arg(short, long, value_name = "IMAGE")]
+    pub destination: Vec<String>,
+    /// Build, but do not push
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub no_push: Option<bool>,
+    /// KEY=VALUE, or KEY to take the value from the environment; may be repeated
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    pub build_arg: Vec<String>,
+    /// Stage to build [default: the last]
+    #[arg(long, value_name = "STAGE")]
+    pub target: Option<String>,
+    /// KEY=VALUE put into the image's labels; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// id=NAME[,src=FILE|,env=VARIABLE]; may be repeated
+    #[arg(long, value_name = "SECRET")]
+    pub secret: Vec<String>,
+    /// Platform to build for: os/arch[/variant] [default: this machine's]
+    #[arg(long, alias = "customPlatform", visible_alias = "platform", value_name = "PLATFORM")]
+    pub custom_platform: Option<String>,
+    /// Skip steps whose layers are in the cache
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub cache: bool,
+    /// Directory of the cache
+    #[arg(long, env = "YADOKARI_CACHE_DIR", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Also skip COPY and ADD
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub cache_copy_layers: bool,
+    /// Also skip RUN and WORKDIR
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub cache_run_layers: bool,
+    /// How changes of a RUN are found
+    #[arg(long, alias = "snapshotMode", value_enum, default_value = "log")]
+    pub snapshot_mode: Snapshot,
+    /// Which root to build in [default: the best that this host allows]
+    #[arg(long, value_enum)]
+    pub root: Option<RootKind>,
+    /// Write the image to an OCI image layout
+    #[arg(long, value_name = "DIR")]
+    pub oci_layout_path: Option<PathBuf>,
+    /// Write the image to a tar file as docker save does
+    #[arg(long, alias = "tarPath", value_name = "FILE")]
+    pub tar_path: Option<PathBuf>,
+    /// Write the manifest's digest to a file
+    #[arg(long, value_name = "FILE")]
+    pub digest_file: Option<PathBuf>,
+    /// Write repository@digest of each destination to a file
+    #[arg(long, value_name = "FILE")]
+    pub image_name_with_digest_file: Option<PathBuf>,
+    /// Write repository:tag@digest of each destination to a file
+    #[arg(long, value_name = "FILE")]
+    pub image_name_tag_with_digest_file: Option<PathBuf>,
+    /// Media types of the image [default: oci]
+    #[arg(long, value_enum)]
+    pub image_format: Option<ImageFormat>,
+    /// Compression of new layers
+    #[arg(long, value_enum, default_value = "gzip")]
+    pub compression: CompressionKind,
+    /// Compression level; 0 or below: the default
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    pub compression_level: i32,
+    /// Plain HTTP for the destinations
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub insecure: bool,
+    /// Plain HTTP for pulling
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub insecure_pull: bool,
+    /// Registry to reach by plain HTTP; may be repeated
+    #[arg(long, value_name = "HOST")]
+    pub insecure_registry: Vec<String>,
+    /// Do not check certificates when pushing and pulling
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub skip_tls_verify: bool,
+    /// Do not check certificates when pulling
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub skip_tls_verify_pull: bool,
+    /// Registry whose certificate is not checked; may be repeated
+    #[arg(long, value_name = "HOST")]
+    pub skip_tls_verify_registry: Vec<String>,
+    /// HOST=FILE.pem to trust for a registry; may be repeated
+    #[arg(long, value_name = "HOST=FILE")]
+    pub registry_certificate: Vec<String>,
+    /// HOST=CERT,KEY to present to a registry; may be repeated
+    #[arg(long, value_name = "HOST=CERT,KEY")]
+    pub registry_client_cert: Vec<String>,
+    /// Mirror of Docker Hub; may be repeated
+    #[arg(long, value_name = "HOST")]
+    pub registry_mirror: Vec<String>,
+    /// ORIGIN=NEW[;ORIGIN=NEW]: another place to pull from; may be repeated
+    #[arg(long, value_name = "MAP")]
+    pub registry_map: Vec<String>,
+    /// Fail when no mirror answers
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub skip_default_registry_fallback: bool,
+    /// Do not check before building that pushing is allowed
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub skip_push_permission_check: bool,
+    /// Further tries of a failed push request
+    #[arg(long, default_value_t = 0)]
+    pub push_retry: u32,
+    /// Further tries of a failed pull request
+    #[arg(long, default_value_t = 0)]
+    pub image_download_retry: u32,
+    /// How much is told
+    #[arg(short, long, value_enum, default_value = "info")]
+    pub verbosity: Verbosity,
+    /// How log lines look
+    #[arg(long, value_enum, default_value = "color")]
+    pub log_format: LogFormat,
+    /// Put the time before each line
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub log_timestamp: bool,
+    /// Flags of kaniko that need nothing here: unused stages are always skipped,
+    /// nothing is left behind that would have to be cleaned up, no layer is ever
+    /// held in memory, and there is no walk to replace.
+    #[command(flatten)]
+    pub settled: Settled,
+}
+
+/// Flags of kaniko whose purpose is served without them.
+#[derive(Debug, Args)]
+pub struct Settled {
+    /// Unused stages are always skipped
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub skip_unused_stages: Option<bool>,
+    /// Nothing outside the cache directory is written
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub cleanup: Option<bool>,
+    /// Nothing outside the cache directory is written
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub pre_cleanup: Option<bool>,
+    /// Building outside a container is safe: the host's files aren't touched
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub force: Option<bool>,
+    /// Layers are streamed
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub compressed_caching: Option<bool>,
+    /// Changes come from the log
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub use_new_run: Option<bool>,
+}
+
+/// Which root a build runs in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum RootKind {
+    /// Our FUSE overlay in a private mount namespace.
+    Overlay,
+}
+
+/// `--image-format`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum ImageFormat {
+    /// OCI media types.
+    Oci,
+    /// Docker media types.
+    Docker,
+}
+
+/// `--compression`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum CompressionKind {
+    /// gzip.
+    Gzip,
+    /// zstd.
+    Zstd,
+}
+
+/// Flags of kaniko that aren't there yet: naming one is an error that says so.
+pub const MISSING: &[&str] = &[
+    "annotation",
+    "bucket",
+    "cache-repo",
+    "cache-ttl",
+    "credential-helpers",
+    "dryrun",
+    "force-build-metadata",
+    "git",
+    "ignore-path",
+    "ignore-var-run",
+    "image-fs-extract-retry",
+    "kaniko-dir",
+    "materialize",
+    "no-push-cache",
+    "preserve-context",
+    "push-ignore-immutable-tag-errors",
+    "reproducible",
+    "single-snapshot",
+];
+
+/// A boolean as pflag reads it.
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        other => Err(format!("`{other}` is neither true nor false")),
+    }
+}
+
+/// The first word of a command line that names a flag of kaniko which isn't there.
+pub fn missing_flag<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Option<&'static str> {
+    for argument in arguments {
+        if argument == "--" {
+            return None;
+        }
+        let Some(name) = argument.strip_prefix("--") else { continue };
+        let name = name.split('=').next().unwrap_or(name);
+        if let Some(found) = MISSING.iter().find(|missing| **missing == name) {
+            return Some(found);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_lines_are_consistent() {
+        Yadokari::command().debug_assert();
+        Executor::command().debug_assert();
+    }
+
+    #[test]
+    fn no_flag_is_both_there_and_missing() {
+        let command = Executor::command();
+        for name in MISSING {
+            assert!(
+                command.get_arguments().all(|argument| argument.get_long() != Some(name)),
+                "--{name}"
+            );
+        }
+        assert_eq!(missing_flag(["--context", "x", "--cache-repo=y"]), Some("cache-repo"));
+        assert_eq!(missing_flag(["--", "--git"]), None);
+    }
+
+    #[test]
+    fn the_last_of_a_repeated_flag_wins_as_in_kaniko() {
+        let words =
+            ["executor", "-c", "a", "-d", "x", "--context=b", "--cache", "-d=y", "--cache=0"];
+        let build = Executor::try_parse_from(words).expect("valid").build;
+        assert_eq!((build.context.as_str(), build.cache), ("b", false));
+        assert_eq!(build.destination, ["x", "y"]);
+        let words = ["yadokari", "build", "--tar-path=a", "--tar-path=b"];
+        let Ok(Yadokari { command: Command::Build(build) }) = Yadokari::try_parse_from(words)
+        else {
+            panic!("valid")
+        };
+        assert_eq!(build.tar_path, Some("b".into()));
+    }
+
+    #[test]
+    fn booleans_are_read_as_kaniko_reads_them() {
+        let parse = |words: &[&str]| {
+            Executor::try_parse_from(std::iter::once(&"executor").chain(words))
+                .map(|executor| (executor.build.cache, executor.build.no_push))
+        };
+        assert_eq!(parse(&[]).ok(), Some((true, None)));
+        assert_eq!(parse(&["--cache=false", "--no-push"]).ok(), Some((false, Some(true))));
+        assert_eq!(parse(&["--cache=0", "--no-push=f"]).ok(), Some((false, Some(false))));
+        assert!(parse(&["--cache", "true"]).is_err());
+        assert!(parse(&["--cache=maybe"]).is_err());
+    }
+}

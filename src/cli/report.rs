@@ -1,0 +1,205 @@
+//! Turns progress into text: the only place that prints.
+//!
+//! Results go to standard output, everything else to standard error, except what
+//! the processes of RUN steps write to their own standard output, which goes to
+//! ours as kaniko's does when it is not a step's log line.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::io::Write;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::flags::LogFormat;
+use super::flags::Verbosity;
+use crate::build::Observer;
+use crate::build::Progress;
+use crate::build::progress::Outcome;
+use crate::build::progress::StepNumber;
+use crate::build::progress::Stream;
+
+/// Writes what a build tells to standard error.
+pub(super) struct Reporter {
+    format: LogFormat,
+    verbosity: Verbosity,
+    timestamps: bool,
+    color: bool,
+    lines: Mutex<Lines>,
+}
+
+#[derive(Default)]
+struct Lines {
+    /// When a step began, and the unfinished line of each of its outputs.
+    steps: HashMap<StepNumber, (Option<Instant>, [Vec<u8>; 2])>,
+}
+
+impl Reporter {
+    /// A reporter for `--log-format`, `--verbosity` and `--log-timestamp`.
+    pub(super) fn new(format: LogFormat, verbosity: Verbosity, timestamps: bool) -> Self {
+        let color = format == LogFormat::Color && std::io::stderr().is_terminal();
+        Self { format, verbosity, timestamps, color, lines: Mutex::default() }
+    }
+
+    fn shows(&self, least: Verbosity) -> bool {
+        self.verbosity as u8 >= least as u8
+    }
+
+    /// One line to standard error. Losing it (a closed pipe) must not end the build.
+    fn line(&self, color: &str, text: &str) {
+        let mut out = std::io::stderr().lock();
+        let time = if self.timestamps { format!("{} ", timestamp()) } else { String::new() };
+        let _ = if self.color && !color.is_empty() {
+            writeln!(out, "{time}\x1b[{color}m{text}\x1b[0m")
+        } else {
+            writeln!(out, "{time}{text}")
+        };
+    }
+
+    fn json(&self, mut value: serde_json::Value) {
+        if let Some(object) = value.as_object_mut() {
+            object.insert("time".to_owned(), json!(timestamp()));
+        }
+        let _ = writeln!(std::io::stderr().lock(), "{value}");
+    }
+
+    /// An error that ends the program.
+    pub(super) fn error(&self, text: &str, hint: Option<&str>) {
+        if self.format == LogFormat::Json {
+            self.json(json!({ "level": "error", "msg": text, "hint": hint }));
+            return;
+        }
+        self.line("31", &format!("error: {text}"));
+        if let Some(hint) = hint {
+            self.line("", &format!("hint: {hint}"));
+        }
+    }
+
+    /// An error with an excerpt of the Dockerfile, which begins with `error:` itself.
+    pub(super) fn placed_error(&self, rendered: &str, text: &str, hint: Option<&str>) {
+        if self.format == LogFormat::Json {
+            return self.error(text, hint);
+        }
+        self.line("", rendered.trim_end());
+        if let Some(hint) = hint {
+            self.line("", &format!("hint: {hint}"));
+        }
+    }
+
+    /// A line that says how the build ended.
+    pub(super) fn done(&self, text: &str) {
+        if self.format == LogFormat::Json {
+            self.json(json!({ "level": "info", "msg": text }));
+        } else if self.shows(Verbosity::Info) {
+            self.line("32", text);
+        }
+    }
+
+    fn output(&self, step: StepNumber, stream: Stream, bytes: &[u8]) {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, unfinished) = lines.steps.entry(step).or_default();
+        let unfinished = &mut unfinished[stream as usize];
+        unfinished.extend_from_slice(bytes);
+        while let Some(end) = unfinished.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = unfinished.drain(..=end).collect();
+            self.output_line(step, stream, &line[..end]);
+        }
+    }
+
+    fn output_line(&self, step: StepNumber, stream: Stream, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        if self.format == LogFormat::Json {
+            let stream = if stream == Stream::Out { "stdout" } else { "stderr" };
+            self.json(json!({ "level": "info", "step": step.0, "stream": stream, "msg": text }));
+        } else {
+            self.line("", &format!("#{} {}", step.0, text.trim_end_matches('\r')));
+        }
+    }
+
+    fn flush_step(&self, step: StepNumber) {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((_, unfinished)) = lines.steps.remove(&step) else { return };
+        drop(lines);
+        for (stream, line) in [Stream::Out, Stream::Err].into_iter().zip(unfinished) {
+            if !line.is_empty() && self.shows(Verbosity::Info) {
+                self.output_line(step, stream, &line);
+            }
+        }
+    }
+}
+
+impl Observer for Reporter {
+    fn observe(&self, progress: Progress) {
+        let json = self.format == LogFormat::Json;
+        match progress {
+            Progress::Root { root, detail } if self.shows(Verbosity::Info) => {
+                if json {
+                    self.json(json!({ "level": "info", "root": root, "msg": detail }));
+                } else {
+                    self.line("", &format!("root: {root} ({detail})"));
+                }
+            }
+            Progress::Started { step, title } => {
+                let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+                lines.steps.entry(step).or_default().0 = Some(Instant::now());
+                drop(lines);
+                if !self.shows(Verbosity::Info) {
+                } else if json {
+                    self.json(json!({ "level": "info", "step": step.0, "event": "started", "msg": title }));
+                } else {
+                    self.line("1", &format!("#{} {title}", step.0));
+                }
+            }
+            Progress::Output { step, stream, bytes } if self.shows(Verbosity::Info) => {
+                self.output(step, stream, &bytes);
+            }
+            Progress::Finished { step, outcome, elapsed } => {
+                self.flush_step(step);
+                let (word, color) = match outcome {
+                    Outcome::Cached => ("CACHED", "36"),
+                    Outcome::Done => ("DONE", ""),
+                    Outcome::Failed => ("ERROR", "31"),
+                };
+                if !self.shows(Verbosity::Info) {
+                } else if json {
+                    self.json(json!({
+                        "level": "info", "step": step.0, "event": word.to_lowercase(),
+                        "seconds": elapsed.as_secs_f64(), "msg": word,
+                    }));
+                } else if outcome == Outcome::Cached {
+                    self.line(color, &format!("#{} {word}", step.0));
+                } else {
+                    self.line(color, &format!("#{} {word} {:.2}s", step.0, elapsed.as_secs_f64()));
+                }
+            }
+            Progress::Missed { step, reason } if self.shows(Verbosity::Debug) => {
+                if json {
+                    self.json(json!({ "level": "debug", "step": step.0, "event": "missed", "msg": reason }));
+                } else {
+                    self.line("", &format!("#{} not cached: {reason}", step.0));
+                }
+            }
+            Progress::Warning(text) if self.shows(Verbosity::Warn) => {
+                if json {
+                    self.json(json!({ "level": "warning", "msg": text }));
+                } else {
+                    self.line("33", &format!("warning: {text}"));
+                }
+            }
+            Progress::Note(text) if self.shows(Verbosity::Info) => {
+                if json {
+                    self.json(json!({ "level": "info", "msg": text }));
+                } else {
+                    self.line("", &text);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn timestamp() -> String {
+    jiff::Timestamp::now().to_string()
+}

@@ -1,0 +1,384 @@
+//! From flags and environment to what a build is asked for.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use super::flags::Build;
+use super::flags::CompressionKind;
+use super::flags::ImageFormat;
+use super::flags::Snapshot;
+use crate::build::Request;
+use crate::build::request::Secret;
+use crate::build::request::SecretSource;
+use crate::build::request::SnapshotMode;
+use crate::image::Format;
+use crate::layer::compress::Compression;
+use crate::oci::platform::Platform;
+use crate::oci::reference::Reference;
+use crate::registry;
+use crate::snapshot::Mode as WalkMode;
+
+/// A flag that can't be used as it is.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct FlagError(String);
+
+fn wrong(message: impl Into<String>) -> FlagError {
+    FlagError(message.into())
+}
+
+/// Further tries of a failed request, even if none are asked for.
+const LEAST_RETRIES: u32 = 4;
+
+/// Level of zstd unless told otherwise, its own default.
+const ZSTD_LEVEL: u8 = 3;
+
+/// Host name of Docker Hub's registry, which `--registry-mirror` stands for.
+const DOCKER_HUB: &str = "index.docker.io";
+
+/// Resolves `flags`; `variable` reads the environment.
+///
+/// # Errors
+/// A value that can't be read, named with its flag.
+pub(super) fn resolve(
+    flags: &Build,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Request, FlagError> {
+    let no_push = match variable("KANIKO_NO_PUSH").filter(|value| !value.is_empty()) {
+        Some(value) => value
+            .to_ascii_lowercase()
+            .parse::<bool>()
+            .ok()
+            .or(match value.as_str() {
+                "1" | "t" => Some(true),
+                "0" | "f" => Some(false),
+                _ => None,
+            })
+            .ok_or_else(|| {
+                wrong(format!("KANIKO_NO_PUSH is `{value}`: true or false is expected"))
+            })?,
+        None => flags.no_push.unwrap_or(false),
+    };
+    let destinations = flags
+        .destination
+        .iter()
+        .map(|text| {
+            Reference::parse_destination(text)
+                .map_err(|error| wrong(format!("--destination {text}: {error}")))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    if destinations.is_empty() && !no_push {
+        return Err(wrong("no --destination: say where to push, or give --no-push"));
+    }
+    if destinations.is_empty()
+        && (flags.image_name_with_digest_file.is_some()
+            || flags.image_name_tag_with_digest_file.is_some())
+    {
+        return Err(wrong("a file for image names needs a --destination"));
+    }
+    if flags.tar_path.is_some() && flags.compression == CompressionKind::Zstd {
+        return Err(wrong(
+            "--tar-path holds gzip layers: it can't be used with --compression=zstd",
+        ));
+    }
+    if flags.tar_path.is_some() && flags.image_format == Some(ImageFormat::Oci) {
+        return Err(wrong(
+            "--tar-path is Docker's format: it can't be used with --image-format=oci",
+        ));
+    }
+    let build_platform = Platform::host();
+    let platform = match &flags.custom_platform {
+        Some(text) => {
+            text.parse().map_err(|error| wrong(format!("--custom-platform {text}: {error}")))?
+        }
+        None => build_platform.clone(),
+    };
+    let threads = std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN);
+    let format = flags.image_format.map(|format| match format {
+        ImageFormat::Oci => Format::Oci,
+        ImageFormat::Docker => Format::Docker,
+    });
+    Ok(Request {
+        context: flags.context.clone(),
+        context_sub_path: flags.context_sub_path.clone(),
+        dockerfile: flags.dockerfile.clone(),
+        destinations,
+        push: !no_push,
+        build_args: build_args(&flags.build_arg, variable)?,
+        target: flags.target.clone(),
+        labels: pairs("--label", &flags.label)?,
+        platform,
+        build_platform,
+        cache: flags.cache,
+        cache_copy: flags.cache_copy_layers,
+        cache_run: flags.cache_run_layers,
+        cache_dir: cache_dir(flags, variable),
+        snapshot: match flags.snapshot_mode {
+            Snapshot::Log => SnapshotMode::Log,
+            Snapshot::Full => SnapshotMode::Walk(WalkMode::Full),
+            Snapshot::Redo => SnapshotMode::Walk(WalkMode::Redo),
+            Snapshot::Time => SnapshotMode::Walk(WalkMode::Time),
+        },
+        oci_layout: flags.oci_layout_path.clone(),
+        tar: flags.tar_path.clone(),
+        digest_file: flags.digest_file.clone(),
+        name_digest_file: flags.image_name_with_digest_file.clone(),
+        name_tag_digest_file: flags.image_name_tag_with_digest_file.clone(),
+        format: format.or(flags.tar_path.is_some().then_some(Format::Docker)),
+        compression: compression(flags)?,
+        source_date_epoch: epoch(variable)?,
+        secrets: secrets(&flags.secret, variable)?,
+        registry: registry_options(flags, variable)?,
+        credentials: registry::Environment::read(|name| variable(name).map(Into::into)),
+        check_push: !flags.skip_push_permission_check,
+        threads,
+    })
+}
+
+/// `--cache-dir`, or `/cache` where the image has it, or the user's cache directory.
+fn cache_dir(flags: &Build, variable: &dyn Fn(&str) -> Option<String>) -> PathBuf {
+    if let Some(directory) = &flags.cache_dir {
+        return directory.clone();
+    }
+    let in_image = PathBuf::from("/cache");
+    if in_image.is_dir() {
+        return in_image;
+    }
+    let base = variable("XDG_CACHE_HOME").filter(|value| !value.is_empty()).map_or_else(
+        || PathBuf::from(variable("HOME").unwrap_or_else(|| "/root".to_owned())).join(".cache"),
+        PathBuf::from,
+    );
+    base.join("yadokari")
+}
+
+fn compression(flags: &Build) -> Result<Compression, FlagError> {
+    let level = flags.compression_level;
+    let in_range = |highest: u8| match u8::try_from(level) {
+        Ok(0) => Ok(None),
+        Ok(level) if level <= highest => Ok(Some(level)),
+        Err(_) if level < 0 => Ok(None),
+        _ => Err(wrong(format!("--compression-level {level}: at most {highest} is possible"))),
+    };
+    match flags.compression {
+        CompressionKind::Gzip => Ok(in_range(12)?.map_or(Compression::DEFAULT, |level| {
+            Compression::Gzip { level, single_member: false }
+        })),
+        CompressionKind::Zstd => {
+            if flags.image_format == Some(ImageFormat::Docker) {
+                return Err(wrong(
+                    "Docker's media types have no zstd layers: use --image-format=oci",
+                ));
+            }
+            Ok(Compression::Zstd { level: in_range(22)?.unwrap_or(ZSTD_LEVEL) })
+        }
+    }
+}
+
+fn epoch(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<i64>, FlagError> {
+    match variable("SOURCE_DATE_EPOCH").filter(|value| !value.is_empty()) {
+        None => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_| {
+            wrong(format!("SOURCE_DATE_EPOCH is `{text}`: whole seconds since 1970 are expected"))
+        }),
+    }
+}
+
+/// `KEY=VALUE`, or `KEY` for the value in the environment; a later one wins.
+fn build_args(
+    given: &[String],
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<(String, Option<String>)>, FlagError> {
+    let mut arguments: Vec<(String, Option<String>)> = Vec::new();
+    for text in given {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (text.as_str(), variable(text)),
+        };
+        if name.is_empty() {
+            return Err(wrong(format!("--build-arg {text}: the name is missing")));
+        }
+        arguments.retain(|(known, _)| known != name);
+        arguments.push((name.to_owned(), value));
+    }
+    Ok(arguments)
+}
+
+/// `KEY=VALUE` pairs; a later one wins.
+fn pairs(flag: &str, given: &[String]) -> Result<Vec<(String, String)>, FlagError> {
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for text in given {
+        let (name, value) = text
+            .split_once('=')
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(|| wrong(format!("{flag} {text}: KEY=VALUE is expected")))?;
+        pairs.retain(|(known, _)| known != name);
+        pairs.push((name.to_owned(), value.to_owned()));
+    }
+    Ok(pairs)
+}
+
+/// `id=NAME[,type=file|env][,src=PATH][,env=VARIABLE]`.
+fn secrets(
+    given: &[String],
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<Secret>, FlagError> {
+    let mut secrets: Vec<Secret> = Vec::new();
+    let mut ids = HashSet::new();
+    for text in given {
+        let bad = |reason: &str| wrong(format!("--secret {text}: {reason}"));
+        let (mut id, mut kind, mut source, mut env) = (None, None, None, None);
+        for field in text.split(',') {
+            let (key, value) =
+                field.split_once('=').ok_or_else(|| bad("KEY=VALUE fields are expected"))?;
+            match key {
+                "id" => id = Some(value.to_owned()),
+                "type" => kind = Some(value.to_owned()),
+                "src" | "source" => source = Some(value.to_owned()),
+                "env" => env = Some(value.to_owned()),
+                other => {
+                    return Err(bad(&format!(
+                        "`{other}` is unknown; id, type, src and env are known"
+                    )));
+                }
+            }
+        }
+        let id = id.filter(|id| !id.is_empty()).ok_or_else(|| bad("id is missing"))?;
+        if !ids.insert(id.clone()) {
+            return Err(bad("the id was given before"));
+        }
+        let source = match (kind.as_deref(), source, env) {
+            (_, Some(_), Some(_)) => return Err(bad("src and env exclude each other")),
+            (Some("env"), Some(name), None) | (None | Some("env"), None, Some(name)) => {
+                SecretSource::Environment(name)
+            }
+            (None | Some("file"), Some(path), None) => SecretSource::File(path.into()),
+            (Some("file"), None, Some(_)) => return Err(bad("a file has a src, not an env")),
+            (Some("env"), None, None) => SecretSource::Environment(id.clone()),
+            (Some("file"), None, None) => SecretSource::File(id.clone().into()),
+            (None, None, None) if variable(&id).is_some() => SecretSource::Environment(id.clone()),
+            (None, None, None) => SecretSource::File(id.clone().into()),
+            (Some(other), ..) => {
+                return Err(bad(&format!("type `{other}` is unknown; file and env are known")));
+            }
+        };
+        secrets.push(Secret { id, source });
+    }
+    Ok(secrets)
+}
+
+fn registry_options(
+    flags: &Build,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<registry::Options, FlagError> {
+    let mut maps: Vec<(String, Vec<String>)> = Vec::new();
+    let mut add = |origin: &str, place: &str| match maps.iter_mut().find(|(name, _)| name == origin)
+    {
+        Some((_, places)) => places.push(place.to_owned()),
+        None => maps.push((origin.to_owned(), vec![place.to_owned()])),
+    };
+    for text in flags.registry_map.iter().cloned().chain(variable("KANIKO_REGISTRY_MAP")) {
+        for pair in text.split(';').filter(|pair| !pair.is_empty()) {
+            let (origin, place) = pair
+                .split_once('=')
+                .ok_or_else(|| wrong(format!("--registry-map {text}: ORIGIN=NEW is expected")))?;
+            add(origin, place);
+        }
+    }
+    for mirror in flags.registry_mirror.iter().cloned().chain(variable("KANIKO_REGISTRY_MIRROR")) {
+        if !mirror.is_empty() {
+            add(DOCKER_HUB, &mirror);
+        }
+    }
+    let certificates = pairs("--registry-certificate", &flags.registry_certificate)?
+        .into_iter()
+        .map(|(host, path)| (host, path.into()))
+        .collect();
+    let client_certificates = pairs("--registry-client-cert", &flags.registry_client_cert)?
+        .into_iter()
+        .map(|(host, files)| {
+            let (certificate, key) = files.split_once(',').ok_or_else(|| {
+                wrong(format!("--registry-client-cert {host}={files}: CERT,KEY is expected"))
+            })?;
+            Ok((host, (certificate.into(), key.into())))
+        })
+        .collect::<Result<Vec<_>, FlagError>>()?;
+    Ok(registry::Options {
+        insecure: flags.insecure,
+        insecure_pull: flags.insecure_pull,
+        insecure_registries: flags.insecure_registry.clone(),
+        skip_tls_verify: flags.skip_tls_verify,
+        skip_tls_verify_pull: flags.skip_tls_verify_pull,
+        skip_tls_verify_registries: flags.skip_tls_verify_registry.clone(),
+        certificates,
+        client_certificates,
+        mirrors: maps,
+        skip_default_fallback: flags.skip_default_registry_fallback,
+        retries: flags.push_retry.max(flags.image_download_retry).max(LEAST_RETRIES),
+        user_agent: user_agent(variable),
+        ..registry::Options::default()
+    })
+}
+
+fn user_agent(variable: &dyn Fn(&str) -> Option<String>) -> String {
+    let own = concat!("yadokari/", env!("CARGO_PKG_VERSION"));
+    match variable("UPSTREAM_CLIENT_TYPE").filter(|value| !value.is_empty()) {
+        Some(client) => format!("{own},{client}"),
+        None => own.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::flags::Executor;
+    use clap::Parser;
+
+    fn request(words: &[&str]) -> Result<Request, String> {
+        let executor = Executor::try_parse_from(std::iter::once(&"executor").chain(words))
+            .map_err(|error| error.to_string())?;
+        let environment = |name: &str| match name {
+            "HOME" => Some("/home/me".to_owned()),
+            "TOKEN" => Some("hidden".to_owned()),
+            _ => None,
+        };
+        resolve(&executor.build, &environment).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_build_needs_a_destination_or_no_push() {
+        assert!(request(&[]).map(drop).expect_err("nothing given").contains("--no-push"));
+        assert!(!request(&["--no-push"]).is_ok_and(|request| request.push));
+        assert!(request(&["-d", "localhost:5000/a/b"]).expect("enough").push);
+        assert!(request(&["-d", "UPPER/case:tag:tag"]).is_err());
+    }
+
+    #[test]
+    fn build_args_come_from_the_environment_when_bare() {
+        let request =
+            request(&["--no-push", "--build-arg=A=1=2", "--build-arg=TOKEN", "--build-arg=NONE"])
+                .expect("valid");
+        assert_eq!(
+            request.build_args,
+            [
+                ("A".to_owned(), Some("1=2".to_owned())),
+                ("TOKEN".to_owned(), Some("hidden".to_owned())),
+                ("NONE".to_owned(), None),
+            ]
+        );
+    }
+
+    #[test]
+    fn secrets_are_files_or_variables() {
+        let one = |text: &str| {
+            request(&["--no-push", "--secret", text]).map(|r| r.secrets[0].source.clone())
+        };
+        assert_eq!(one("id=a,src=/x"), Ok(SecretSource::File("/x".into())));
+        assert_eq!(one("id=a,env=B"), Ok(SecretSource::Environment("B".to_owned())));
+        assert_eq!(one("id=a,type=env,src=B"), Ok(SecretSource::Environment("B".to_owned())));
+        assert_eq!(one("id=TOKEN"), Ok(SecretSource::Environment("TOKEN".to_owned())));
+        assert_eq!(one("id=other"), Ok(SecretSource::File("other".into())));
+        for bad in ["src=/x", "id=a,src=x,env=y", "id=a,color=red", "id"] {
+            assert!(one(bad).is_err(), "{bad}");
+        }
+    }
+}
