@@ -564,12 +564,14 @@ impl Filesystem for Adapter {
         _handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: fuser::WriteFlags,
+        write_flags: fuser::WriteFlags,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: fuser::ReplyWrite,
     ) {
-        match self.answer(Operation::Write, |overlay| overlay.op_write(ino(node), offset, data)) {
+        let late = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE);
+        let write = if late { Overlay::op_write_back } else { Overlay::op_write };
+        match self.answer(Operation::Write, |overlay| write(overlay, ino(node), offset, data)) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(error),
         }

@@ -80,8 +80,24 @@ impl Overlay {
         Ok(count)
     }
 
-    /// `WRITE`: all of `bytes` at `offset`.
+    /// `WRITE` of a call: all of `bytes` at `offset`.
     pub(in crate::overlay) fn op_write(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Answer<()> {
+        self.write(ino, offset, bytes, true)
+    }
+
+    /// `WRITE` out of the page cache: what was written through a mapping, some time
+    /// ago. It takes no capability away, as it wouldn't on a disk: one that is there
+    /// may have been set since.
+    pub(in crate::overlay) fn op_write_back(
+        &self,
+        ino: Ino,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Answer<()> {
+        self.write(ino, offset, bytes, false)
+    }
+
+    fn write(&self, ino: Ino, offset: u64, bytes: &[u8], is_call: bool) -> Answer<()> {
         let range = checked_range(offset, bytes.len() as u64)?;
         if range.is_empty() {
             return Ok(());
@@ -89,7 +105,9 @@ impl Overlay {
         let plan = {
             let mut table = self.table();
             table.touch(ino, true)?;
-            table.drop_capability(ino)?;
+            if is_call {
+                table.drop_capability(ino)?;
+            }
             table.plan(ino, &range)?
         };
         plan.backing.write_all(bytes, plan.at)?;
