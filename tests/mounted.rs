@@ -32,7 +32,9 @@ mod random_layers;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
+use std::path::Path;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 
 use look::View;
@@ -56,6 +58,8 @@ use yadokari::snapshot::Mode;
 use yadokari::snapshot::Snapshotter;
 use yadokari::snapshot::WalkSnapshotter;
 use yadokari::tree::ContentReader;
+use yadokari::tree::Kind;
+use yadokari::tree::Timestamp;
 
 const SEEDS: u64 = 20;
 const ROUNDS: u32 = 6;
@@ -328,6 +332,75 @@ fn log_and_walk_agree_and_the_layers_make_the_root_again() {
             assert!(done.get(name).is_some_and(|count| *count > 2), "{name} hardly happened");
         }
     }
+}
+
+/// The oracles above compare the overlay with itself; this one has another opinion on
+/// what the operations should have done.
+#[test]
+fn the_mount_does_what_a_plain_directory_does() {
+    if !host::require_host(&[]) {
+        return;
+    }
+    let first = setting("YADOKARI_SEED", 1);
+    for seed in first..first + setting("YADOKARI_SEEDS", SEEDS) {
+        let mut root = Root::over(random_layers::two(&mut Random::new(seed), true), true);
+        let plain = root.place.path().join("plain");
+        let copied = Command::new("cp").arg("-a").args([&root.at(), &plain]).status();
+        assert!(copied.expect("cp").success());
+        let act = |at: &Path| {
+            let mut actor = Actor {
+                overlay: &root.overlay,
+                mount: at,
+                area: at.to_owned(),
+                random: Random::new(seed),
+                edits: false,
+                maps: true,
+                done: Done::new(),
+            };
+            actor.operate(2 * OPERATIONS);
+            actor.done
+        };
+        let done = act(&root.at());
+        assert!(done.values().sum::<u32>() > OPERATIONS / 2, "YADOKARI_SEED={seed}: {done:?}");
+        assert_eq!(done, act(&plain), "YADOKARI_SEED={seed}: what succeeded");
+        let mut shown = root.shown().expect("a true mount");
+        let mut expected = look::of_directory(&plain);
+        for seen in shown.values_mut().chain(expected.values_mut()) {
+            // Files of a layer count the names that another layer hides.
+            (seen.stat.mtime, seen.stat.links) = (Timestamp::default(), 1);
+            if seen.stat.kind == Kind::Symlink {
+                // An archive can say what no filesystem keeps.
+                seen.stat.mode = 0o777;
+            }
+        }
+        if let Err(wrong) = look::compare(("mount", &shown), ("plain", &expected)) {
+            panic!("YADOKARI_SEED={seed}: {wrong}");
+        }
+    }
+}
+
+/// A linker that writes through a mapping, and setcap(8) after it: on a disk the pages
+/// that are still to be written take nothing away.
+#[test]
+fn a_capability_survives_late_pages_of_a_mapping() {
+    if !host::require_host(&[]) {
+        return;
+    }
+    let root = Root::over(Vec::new(), true);
+    let path = root.at().join("f");
+    fs::write(&path, [1; 9000]).unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    // SAFETY: nobody else changes the file while it is mapped.
+    let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
+    map[5000] = 7;
+    let value = Random::new(1).capability();
+    let name = "security.capability";
+    rustix::fs::setxattr(&path, name, &value, rustix::fs::XattrFlags::empty()).unwrap();
+    root.session.as_ref().expect("mounted").sync().unwrap();
+    let seen = &look::of_tree(root.overlay.tree().as_ref())
+        [&yadokari::path::RootPath::clamped(b"f").expect("no NUL")];
+    assert_eq!(seen.capability, Some(value));
+    assert_eq!(seen.digest, Some(blake3::hash(&map)));
 }
 
 /// Runs `step` on a small root; gives what the second oracle says of the true set,
