@@ -388,15 +388,15 @@ fn a_capability_survives_late_pages_of_a_mapping() {
     }
     let root = Root::over(Vec::new(), true);
     let path = root.at().join("f");
-    fs::write(&path, [1; 9000]).unwrap();
-    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    fs::write(&path, [1; 9000]).expect("it works");
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).expect("it works");
     // SAFETY: nobody else changes the file while it is mapped.
-    let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
+    let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.expect("it works");
     map[5000] = 7;
     let value = Random::new(1).capability();
     let name = "security.capability";
-    rustix::fs::setxattr(&path, name, &value, rustix::fs::XattrFlags::empty()).unwrap();
-    root.session.as_ref().expect("mounted").sync().unwrap();
+    rustix::fs::setxattr(&path, name, &value, rustix::fs::XattrFlags::empty()).expect("it works");
+    root.session.as_ref().expect("mounted").sync().expect("it works");
     let seen = &look::of_tree(root.overlay.tree().as_ref())
         [&yadokari::path::RootPath::clamped(b"f").expect("no NUL")];
     assert_eq!(seen.capability, Some(value));
@@ -407,10 +407,10 @@ fn a_capability_survives_late_pages_of_a_mapping() {
 /// which must be nothing, and of the set that `fault` makes of it.
 fn plant(step: fn(&Root), fault: fn(&mut ChangeSet)) -> String {
     let mut root = Root::over(Vec::new(), true);
-    fs::create_dir(root.at().join("d")).unwrap();
-    fs::write(root.at().join("d/inner"), "inner").unwrap();
-    fs::write(root.at().join("f"), "content").unwrap();
-    fs::hard_link(root.at().join("f"), root.at().join("g")).unwrap();
+    fs::create_dir(root.at().join("d")).expect("it works");
+    fs::write(root.at().join("d/inner"), "inner").expect("it works");
+    fs::write(root.at().join("f"), "content").expect("it works");
+    fs::hard_link(root.at().join("f"), root.at().join("g")).expect("it works");
     root.finish_round().expect("a good layer");
     root.mark();
     step(&root);
@@ -431,7 +431,7 @@ fn a_set_without_rule_1_is_noticed() {
         return;
     }
     let wrong = plant(
-        |root| fs::rename(root.at().join("d"), root.at().join("e")).unwrap(),
+        |root| fs::rename(root.at().join("d"), root.at().join("e")).expect("it works"),
         |set| set.changes.retain(|change| change.path().as_bytes() != b"e/inner"),
     );
     assert!(wrong.contains("/e/inner"), "{wrong}");
@@ -444,7 +444,7 @@ fn a_set_without_rule_2_is_noticed() {
         return;
     }
     let wrong = plant(
-        |root| fs::write(root.at().join("f"), "more content").unwrap(),
+        |root| fs::write(root.at().join("f"), "more content").expect("it works"),
         |set| set.changes.retain(|change| change.path().as_bytes() != b"g"),
     );
     assert!(wrong.contains("/g"), "{wrong}");
@@ -459,14 +459,15 @@ fn a_set_without_rule_3_is_noticed() {
     let wrong = plant(
         |root| {
             let at = |name: &str| root.at().join(name);
-            let data = fs::metadata(at("g")).unwrap();
-            fs::copy(at("g"), at("copy")).unwrap();
+            let data = fs::metadata(at("g")).expect("it works");
+            fs::copy(at("g"), at("copy")).expect("it works");
             let (seconds, nanoseconds) = {
                 use std::os::unix::fs::MetadataExt;
                 (data.mtime(), data.mtime_nsec())
             };
-            operations::set_time(&at("copy"), seconds, nanoseconds).unwrap();
-            rustix::fs::renameat_with(CWD, at("copy"), CWD, at("g"), RenameFlags::empty()).unwrap();
+            operations::set_time(&at("copy"), seconds, nanoseconds).expect("it works");
+            rustix::fs::renameat_with(CWD, at("copy"), CWD, at("g"), RenameFlags::empty())
+                .expect("it works");
         },
         |set| set.changes.clear(),
     );
