@@ -11,7 +11,7 @@
 //! | 6, the door | [`cli`] | flags to request; prints; exit codes |
 //! | 5, the story | [`build`] | stages, the step loop, keys, layers on their way, pushing |
 //! | 4, arrangements | [`step`], [`rootfs`] | what an instruction does to a root; a root |
-//! | 3, hands | [`context`], [`fetch`], [`layout`], [`overlay`], [`registry`], [`sandbox`], [`store`], and below them [`root_dir`] | one thing of the outside world each |
+//! | 3, hands | [`agent`], [`context`], [`fetch`], [`layout`], [`overlay`], [`registry`], [`sandbox`], [`store`], and below them [`root_dir`] | one thing of the outside world each |
 //! | 2, thought and streams | [`plan`], [`image`], [`layer`], [`snapshot`] | pure, or generic over readers, writers and trees |
 //! | 1, language | [`address`], [`dockerfile`], [`ignore`] | text to values |
 //! | 0, words | [`oci`], [`path`], [`tree`], [`change`] | values |
@@ -36,6 +36,7 @@ pub mod build;
 pub mod rootfs;
 pub mod step;
 // 3: hands
+pub mod agent;
 pub mod context;
 pub mod fetch;
 pub mod layout;

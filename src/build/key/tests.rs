@@ -11,7 +11,7 @@ fn parent() -> Key {
 }
 
 fn amd64() -> Surroundings {
-    Surroundings { platform: Platform::new("linux", "amd64", None), clamp: None }
+    Surroundings { platform: Platform::new("linux", "amd64", None), clamp: None, conditions: Conditions::default() }
 }
 
 fn texts(words: &[&str]) -> Vec<String> {
@@ -145,9 +145,9 @@ fn the_kind_of_action_enters() {
 
 #[test]
 fn the_platform_enters_every_kind() {
-    let arm = Surroundings { platform: Platform::new("linux", "arm64", None), clamp: None };
-    let arm_v6 = Surroundings { platform: Platform::new("linux", "arm", Some("v6")), clamp: None };
-    let arm_v7 = Surroundings { platform: Platform::new("linux", "arm", Some("v7")), clamp: None };
+    let arm = Surroundings { platform: Platform::new("linux", "arm64", None), clamp: None, conditions: Conditions::default() };
+    let arm_v6 = Surroundings { platform: Platform::new("linux", "arm", Some("v6")), clamp: None, conditions: Conditions::default() };
+    let arm_v7 = Surroundings { platform: Platform::new("linux", "arm", Some("v7")), clamp: None, conditions: Conditions::default() };
     for action in kinds() {
         assert_all_differ(
             &[amd64(), arm.clone(), arm_v6.clone(), arm_v7.clone()]
