@@ -314,7 +314,9 @@ impl Read for Body {
                 }
             }
             let response = self.response.get_mut().unwrap_or_else(PoisonError::into_inner);
-            let next = self.runtime.block_on(tokio::time::timeout(SILENCE, response.chunk()));
+            // Inside of it, because a timeout starts by looking for its runtime.
+            let chunk = async { tokio::time::timeout(SILENCE, response.chunk()).await };
+            let next = self.runtime.block_on(chunk);
             let failed =
                 |reason: String| io::Error::other(format!("{} stopped sending: {reason}", self.host));
             match next {
