@@ -281,6 +281,7 @@ fn archive(files: &[(&str, &str)]) -> Vec<u8> {
     for (name, text) in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(text.len() as u64);
+        // Owners are left blank, which means 0.
         header.set_mode(0o640);
         header.set_mtime(1_000_000_000);
         tar.append_data(&mut header, name, text.as_bytes()).expect("an entry");
