@@ -438,7 +438,6 @@ mod tests {
             "git://h/a?mtime=now",
             "git://h/a?ref=",
             "git@h:",
-            "https:///a.git",
         ] {
             assert!(Remote::parse(text).is_err(), "{text}");
         }
