@@ -209,9 +209,8 @@ impl GitAddress {
             "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(Some(false)),
             _ => Err(format!("`{value}` is wrong for `{key}`: true or false is expected")),
         };
-        let given = || {
-            Some(value).filter(|value| !value.is_empty()).ok_or(format!("`{key}` has no value"))
-        };
+        let given =
+            || Some(value).filter(|value| !value.is_empty()).ok_or(format!("`{key}` has no value"));
         match key {
             "ref" => self.set_reference(given()?.to_owned())?,
             "branch" => self.set_reference(format!("refs/heads/{}", given()?))?,
@@ -232,7 +231,11 @@ impl GitAddress {
                 self.commit_time = match value {
                     "checkout" => false,
                     "commit" => true,
-                    _ => return Err(format!("`{value}` is wrong for `mtime`: checkout or commit is expected")),
+                    _ => {
+                        return Err(format!(
+                            "`{value}` is wrong for `mtime`: checkout or commit is expected"
+                        ));
+                    }
                 }
             }
             // A hint for how to fetch; we choose by ourselves.
@@ -412,7 +415,10 @@ mod tests {
     #[test]
     fn fragments_and_queries_say_the_same() {
         let one = git("https://h/a.git#v1:x/../y");
-        assert_eq!((one.reference.as_deref(), one.subdirectory.as_deref()), (Some("v1"), Some("y")));
+        assert_eq!(
+            (one.reference.as_deref(), one.subdirectory.as_deref()),
+            (Some("v1"), Some("y"))
+        );
         assert_eq!(one.url, "https://h/a.git");
         let two = git("https://h/a.git?ref=v1&subdir=/y/");
         assert_eq!(one, two);
@@ -421,7 +427,10 @@ mod tests {
         assert_eq!(git("git@h:a?tag=t").reference.as_deref(), Some("refs/tags/t"));
         let all = git("git://h/a?commit=ABCDEF0&submodules=false&keep-git-dir&mtime=commit");
         assert_eq!(all.checksum.as_deref(), Some("abcdef0"));
-        assert_eq!((all.submodules, all.keep_git_dir, all.commit_time), (Some(false), Some(true), true));
+        assert_eq!(
+            (all.submodules, all.keep_git_dir, all.commit_time),
+            (Some(false), Some(true), true)
+        );
     }
 
     #[test]

@@ -42,7 +42,9 @@ const FAILURE: [u8; 5] = [0, 0, 0, 1, 5];
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no program for it.
-    #[error("{program} is needed for keys given to --ssh and not in PATH: install an OpenSSH client, or give an agent's socket")]
+    #[error(
+        "{program} is needed for keys given to --ssh and not in PATH: install an OpenSSH client, or give an agent's socket"
+    )]
     NoProgram {
         /// `ssh-agent` or `ssh-add`.
         program: &'static str,

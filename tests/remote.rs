@@ -274,10 +274,8 @@ fn failures_name_host_and_status() {
 }
 
 fn archive(files: &[(&str, &str)]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(
-        Vec::new(),
-        flate2::Compression::fast(),
-    ));
+    let mut tar =
+        tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
     for (name, text) in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(text.len() as u64);
@@ -481,8 +479,7 @@ fn a_commit_has_to_be_the_one_that_the_checksum_says() {
     let commit = repository.commit(&[("f", "one")]);
     let daemon = Daemon::start(served.path());
     let url = daemon.url("r");
-    let dockerfile =
-        |sum: &str| format!("FROM scratch\nADD --checksum={sum} {url}#main /d\n");
+    let dockerfile = |sum: &str| format!("FROM scratch\nADD --checksum={sum} {url}#main /d\n");
     let bench = Bench::new(&dockerfile(&commit[..12]));
     bench.build(&[]);
     bench.write(&dockerfile("0123456789"));
@@ -527,7 +524,11 @@ fn a_repository_is_a_context_as_kaniko_names_it() {
     let served = tempfile::tempdir().expect("a directory");
     let repository = Repository::new(served.path(), "r.git");
     let dockerfile = "FROM scratch\nCOPY . /\n";
-    let old = repository.commit(&[("Dockerfile", dockerfile), ("f", "main"), ("d/Dockerfile", dockerfile)]);
+    let old = repository.commit(&[
+        ("Dockerfile", dockerfile),
+        ("f", "main"),
+        ("d/Dockerfile", dockerfile),
+    ]);
     repository.git(&["checkout", "--quiet", "-b", "other"]);
     repository.commit(&[("f", "other")]);
     repository.git(&["checkout", "--quiet", "main"]);
@@ -536,7 +537,11 @@ fn a_repository_is_a_context_as_kaniko_names_it() {
     let url = daemon.url("r.git");
     let build = |context: String, flags: &[&str]| {
         bench.build_by(
-            bench.command().env("GIT_PULL_METHOD", "git").arg(format!("--context={context}")).args(flags),
+            bench
+                .command()
+                .env("GIT_PULL_METHOD", "git")
+                .arg(format!("--context={context}"))
+                .args(flags),
         )
     };
     let (image, said) = build(url.clone(), &[]);
@@ -709,9 +714,7 @@ fn an_agent_of_keys_is_forwarded_and_leaves_nothing() {
     // A key that needs a passphrase is refused instead of asked for.
     let locked = bench.path("locked");
     succeed(
-        Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "secret", "-f"])
-            .arg(&locked),
+        Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "secret", "-f"]).arg(&locked),
     );
     let said = bench.refused(&["--cache=false", &format!("--ssh=default={}", locked.display())]);
     assert!(said.contains("cannot use the key"), "{said}");

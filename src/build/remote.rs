@@ -224,7 +224,7 @@ impl Remotes {
     fn keep(
         &self,
         address: &HttpAddress,
-        mut body: Body,
+        mut body: Box<Body>,
         expected: Option<&Digest>,
         watch: Watch<'_>,
     ) -> Result<RemoteFile, Error> {
@@ -503,7 +503,10 @@ mod tests {
 
     #[test]
     fn last_modified_is_a_time_and_its_lack_the_epoch() {
-        assert_eq!(modified(Some("Sun, 06 Nov 1994 08:49:37 GMT")), Timestamp::seconds(784_111_777));
+        assert_eq!(
+            modified(Some("Sun, 06 Nov 1994 08:49:37 GMT")),
+            Timestamp::seconds(784_111_777)
+        );
         for text in [None, Some(""), Some("yesterday")] {
             assert_eq!(modified(text), Timestamp::seconds(0), "{text:?}");
         }

@@ -95,12 +95,15 @@ struct State {
     /// Trees that files are copied from, by stage or image.
     trees: Mutex<BTreeMap<String, OpenTree>>,
     /// `--build-context`s that are files, by name, once somebody asked.
-    named: Mutex<BTreeMap<String, Arc<Mutex<Option<Arc<ContextTree>>>>>>,
+    named: Mutex<BTreeMap<String, NamedSlot>>,
     /// Memories of their files' digests.
     memories: Mutex<Vec<Arc<ContextDigests>>>,
     /// Agents with keys of `--ssh`, by id.
     agents: Mutex<BTreeMap<String, Arc<Agent>>>,
 }
+
+/// The files of a `--build-context`; who asks second waits for the first.
+type NamedSlot = Arc<Mutex<Option<Arc<ContextTree>>>>;
 
 /// A tree that files are copied from, with the layers it is made of.
 type OpenTree = (Vec<Lower>, Arc<Overlay>);

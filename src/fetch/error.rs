@@ -40,13 +40,17 @@ pub enum Error {
         reason: String,
     },
     /// A credential that no header can carry.
-    #[error("the credential for {host} can't be sent: it holds a line break or a control character")]
+    #[error(
+        "the credential for {host} can't be sent: it holds a line break or a control character"
+    )]
     BadCredential {
         /// Whom it is for.
         host: String,
     },
     /// There is no git.
-    #[error("git is needed for {address}, and there is none in PATH: install git, or add the files another way")]
+    #[error(
+        "git is needed for {address}, and there is none in PATH: install git, or add the files another way"
+    )]
     NoGit {
         /// The repository.
         address: String,

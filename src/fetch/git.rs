@@ -181,10 +181,7 @@ impl Git {
         let commit = resolved.commit.as_str();
         let run = |action, arguments: &[&str]| self.run(&place, action, Some(into), arguments);
         let format = if commit.len() == 64 { "sha256" } else { "sha1" };
-        run(
-            "prepare",
-            &["init", "--quiet", "--template=", &format!("--object-format={format}")],
-        )?;
+        run("prepare", &["init", "--quiet", "--template=", &format!("--object-format={format}")])?;
         run("prepare", &["remote", "add", "origin", &plain_url(address)])?;
         self.fetch(&place, resolved, into)?;
         run("check out", &["checkout", "--quiet", "--force", "--detach", commit])?;
@@ -203,9 +200,7 @@ impl Git {
             keep_git_dir: checkout.keep_git_dir,
             time: address.commit_time.then_some(time),
         };
-        settle
-            .directory(into)
-            .map_err(|source| Error::Local { path: into.to_owned(), source })?;
+        settle.directory(into).map_err(|source| Error::Local { path: into.to_owned(), source })?;
         Ok(time)
     }
 
@@ -228,12 +223,10 @@ impl Git {
             match self.run(place, "fetch", Some(into), &arguments) {
                 Err(error @ Error::Git { .. }) => last = Some(error),
                 Err(error) => return Err(error),
-                Ok(_) => {
-                    match self.run(place, "read", Some(into), &["cat-file", "-e", &object]) {
-                        Err(Error::Git { .. }) => {}
-                        other => return other.map(drop),
-                    }
-                }
+                Ok(_) => match self.run(place, "read", Some(into), &["cat-file", "-e", &object]) {
+                    Err(Error::Git { .. }) => {}
+                    other => return other.map(drop),
+                },
             }
         }
         Err(last.unwrap_or_else(|| Error::NoReference {
@@ -335,7 +328,10 @@ fn surroundings(place: &Place<'_>) -> Vec<(String, String)> {
         ("GIT_ATTR_NOSYSTEM", "1"),
         ("GIT_TERMINAL_PROMPT", "0"),
         ("GIT_ALLOW_PROTOCOL", PROTOCOLS),
-        ("GIT_SSH_COMMAND", "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=accept-new"),
+        (
+            "GIT_SSH_COMMAND",
+            "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=accept-new",
+        ),
         ("HOME", "/nonexistent"),
         ("LC_ALL", "C"),
     ]
@@ -392,7 +388,8 @@ fn origin(address: &GitAddress) -> Option<String> {
 /// Chooses among the lines of `ls-remote` what `wanted` means: as git-checkout, a
 /// branch before a tag, and of an annotated tag the commit.
 fn choose(wanted: &str, output: &str) -> Option<Resolved> {
-    let lines: Vec<(&str, &str)> = output.lines().filter_map(|line| line.split_once('\t')).collect();
+    let lines: Vec<(&str, &str)> =
+        output.lines().filter_map(|line| line.split_once('\t')).collect();
     let of = |name: &str| lines.iter().find(|(_, known)| *known == name).map(|(id, _)| *id);
     let names = [
         wanted.to_owned(),
@@ -500,11 +497,12 @@ mod tests {
 
     #[test]
     fn a_branch_wins_over_a_tag_and_a_tag_is_peeled() {
-        let lines = format!(
-            "{ONE}\trefs/heads/x/v1\n{TWO}\trefs/heads/v1\n{ONE}\trefs/tags/v1\n"
-        );
+        let lines = format!("{ONE}\trefs/heads/x/v1\n{TWO}\trefs/heads/v1\n{ONE}\trefs/tags/v1\n");
         let found = choose("v1", &lines).expect("found");
-        assert_eq!((found.commit.as_str(), found.reference.as_deref()), (TWO, Some("refs/heads/v1")));
+        assert_eq!(
+            (found.commit.as_str(), found.reference.as_deref()),
+            (TWO, Some("refs/heads/v1"))
+        );
         let lines = format!("{ONE}\trefs/tags/v1\n{TWO}\trefs/tags/v1^{{}}\n");
         let found = choose("v1", &lines).expect("found");
         assert_eq!((found.commit.as_str(), found.tag.as_deref()), (TWO, Some(ONE)));
@@ -525,7 +523,8 @@ mod tests {
             .find(|(_, value)| value == "http.https://h.example:8443/.extraHeader")
             .and_then(|(name, _)| name.strip_prefix("GIT_CONFIG_KEY_"))
             .expect("a header");
-        let value = variables.iter().find(|(name, _)| *name == format!("GIT_CONFIG_VALUE_{number}"));
+        let value =
+            variables.iter().find(|(name, _)| *name == format!("GIT_CONFIG_VALUE_{number}"));
         assert_eq!(value.expect("a value").1, "Authorization: Basic bWU6aHVudGVyMg==");
         assert!(variables.iter().all(|(_, value)| !value.contains("hunter2")));
         let ssh = GitAddress::parse("git@h.example:a").expect("valid");

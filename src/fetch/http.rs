@@ -53,7 +53,7 @@ pub enum Answer {
     /// It still is what was [`Known`].
     Unchanged,
     /// The file.
-    Body(Body),
+    Body(Box<Body>),
 }
 
 /// A file on its way. Reading blocks; silence of a minute is an error, and so is an
@@ -184,11 +184,8 @@ impl Http {
         } else if let Some(time) = &known.last_modified {
             request = request.header(header::IF_MODIFIED_SINCE, time);
         }
-        let unreachable = |reason: String| Error::Unreachable {
-            url: shown.to_owned(),
-            host: host(url),
-            reason,
-        };
+        let unreachable =
+            |reason: String| Error::Unreachable { url: shown.to_owned(), host: host(url), reason };
         match tokio::time::timeout(SILENCE, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(unreachable(innermost(error))),
@@ -231,7 +228,7 @@ impl Http {
         if etag.as_deref().is_some_and(is_strong) && etag == known.etag {
             return Ok(Answer::Unchanged);
         }
-        Ok(Answer::Body(Body {
+        Ok(Answer::Body(Box::new(Body {
             host: host(url),
             runtime: self.runtime()?,
             last_modified: header(header::LAST_MODIFIED),
@@ -239,7 +236,7 @@ impl Http {
             response: Mutex::new(response),
             piece: None,
             offset: 0,
-        }))
+        })))
     }
 
     fn runtime(&self) -> Result<Arc<Runtime>, Error> {
@@ -317,8 +314,9 @@ impl Read for Body {
             // Inside of it, because a timeout starts by looking for its runtime.
             let chunk = async { tokio::time::timeout(SILENCE, response.chunk()).await };
             let next = self.runtime.block_on(chunk);
-            let failed =
-                |reason: String| io::Error::other(format!("{} stopped sending: {reason}", self.host));
+            let failed = |reason: String| {
+                io::Error::other(format!("{} stopped sending: {reason}", self.host))
+            };
             match next {
                 Ok(Ok(None)) => return Ok(0),
                 Ok(Ok(Some(piece))) => {
@@ -390,8 +388,8 @@ fn credential(url: &Url, given: Option<&str>) -> Result<Option<HeaderValue>, Err
             format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
         }
     };
-    let mut value = HeaderValue::from_str(text.trim())
-        .map_err(|_| Error::BadCredential { host: host(url) })?;
+    let mut value =
+        HeaderValue::from_str(text.trim()).map_err(|_| Error::BadCredential { host: host(url) })?;
     value.set_sensitive(true);
     Ok(Some(value))
 }

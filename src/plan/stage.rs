@@ -3,15 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use super::named::Contexts;
-use super::named::NamedContext;
-use super::step::Origin;
 use super::Globals;
 use super::Options;
 use super::Plan;
 use super::lint;
 use super::mount;
+use super::named::Contexts;
+use super::named::NamedContext;
 use super::scope::Scope;
+use super::step::Origin;
 use super::suggest;
 use crate::dockerfile::Error;
 use crate::dockerfile::expand;

@@ -140,7 +140,9 @@ pub fn run(
         // The sandbox mounts these itself; they only have to exist.
         points.push((target.to_owned(), true, None));
     }
-    for (target, contents) in [("/etc/hosts", hosts(&place.conditions.hosts)?), ("/etc/resolv.conf", resolv_conf())] {
+    for (target, contents) in
+        [("/etc/hosts", hosts(&place.conditions.hosts)?), ("/etc/resolv.conf", resolv_conf())]
+    {
         points.push((target.to_owned(), false, Some(PointKind::File(contents, 0o644, 0, 0))));
     }
     if let Some(script) = &step.script {
@@ -283,8 +285,7 @@ fn default_route(table: &str) -> Option<IpAddr> {
         let mut fields = line.split_whitespace().skip(1);
         let (destination, gateway) = (fields.next()?, fields.next()?);
         let gateway = u32::from_str_radix(gateway, 16).ok()?;
-        (destination == "00000000" && gateway != 0)
-            .then(|| IpAddr::from(gateway.to_ne_bytes()))
+        (destination == "00000000" && gateway != 0).then(|| IpAddr::from(gateway.to_ne_bytes()))
     })
 }
 

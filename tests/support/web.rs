@@ -157,10 +157,9 @@ fn serve(state: &Mutex<State>, stream: &TcpStream) {
     };
     let answer = match (page, git) {
         (Some(Page::Status(status)), _) => Answer::bare(status),
-        (Some(Page::Redirect(place)), _) => Answer {
-            headers: vec![("Location".to_owned(), place)],
-            ..Answer::bare("302 Found")
-        },
+        (Some(Page::Redirect(place)), _) => {
+            Answer { headers: vec![("Location".to_owned(), place)], ..Answer::bare("302 Found") }
+        }
         (Some(Page::File(bytes, headers)), _) => {
             let headers: Vec<(String, String)> =
                 headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

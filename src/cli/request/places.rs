@@ -146,9 +146,11 @@ pub(super) fn ssh(
         }
         if paths.is_empty() {
             let agent = variable("SSH_AUTH_SOCK").filter(|path| !path.is_empty());
-            paths.push(agent.map(Into::into).ok_or_else(|| {
-                bad("no socket or key is given, and SSH_AUTH_SOCK is not set")
-            })?);
+            paths.push(
+                agent.map(Into::into).ok_or_else(|| {
+                    bad("no socket or key is given, and SSH_AUTH_SOCK is not set")
+                })?,
+            );
         }
         let source = match paths.as_slice() {
             [path] if is_socket(path) => SshSource::Socket { path: path.clone(), raw },
@@ -274,9 +276,8 @@ mod tests {
         let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
         let key = work.path().join("k");
         std::fs::write(&key, "x").expect("a file");
-        let variable = |name: &str| {
-            (name == "SSH_AUTH_SOCK").then(|| socket.to_string_lossy().into_owned())
-        };
+        let variable =
+            |name: &str| (name == "SSH_AUTH_SOCK").then(|| socket.to_string_lossy().into_owned());
         let read = |list: &[String]| ssh(list, &variable).map(|mut found| found.remove(0));
         let of = |raw| SshSource::Socket { path: socket.clone(), raw };
         assert_eq!(read(&words(&["default"])).expect("valid").source, of(false));

@@ -1,7 +1,12 @@
 use super::*;
 
 fn read(text: &str) -> Result<Mount, Wrong> {
-    let around = Surroundings { stages: &[], contexts: &Contexts::default(), directory: "/w", namespace: None };
+    let around = Surroundings {
+        stages: &[],
+        contexts: &Contexts::default(),
+        directory: "/w",
+        namespace: None,
+    };
     build(&fields(text)?, &around)
 }
 
@@ -72,7 +77,12 @@ fn a_cache_has_the_cleaned_target_as_its_id() {
             gid: 6,
         }
     );
-    let around = Surroundings { stages: &[], contexts: &Contexts::default(), directory: "/", namespace: Some("ns") };
+    let around = Surroundings {
+        stages: &[],
+        contexts: &Contexts::default(),
+        directory: "/",
+        namespace: Some("ns"),
+    };
     let Ok(fields) = fields("type=cache,target=/x") else { panic!("valid") };
     assert_eq!(build(&fields, &around).expect("valid").kind, cache("ns//x"));
 }
