@@ -73,7 +73,8 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn run_build(flags: &Build) -> ExitCode {
-    let reporter = Reporter::new(flags.log_format, flags.verbosity, flags.log_timestamp);
+    let reporter = Reporter::new(flags.log_format, flags.verbosity, flags.log_timestamp)
+        .explaining(flags.explain);
     start_logging(flags);
     let variable = |name: &str| std::env::var(name).ok();
     let request = match request::resolve(flags, &variable) {

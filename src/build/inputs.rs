@@ -24,6 +24,7 @@ use crate::rootfs::Root;
 use crate::sandbox::Exit;
 use crate::sandbox::Stream;
 use crate::step;
+use crate::step::select::Listed;
 use crate::step::select::Selection;
 use crate::tree::Timestamp;
 
@@ -62,18 +63,48 @@ impl Inputs {
         Ok(inputs)
     }
 
+    /// The files that the step reads, list by list in the order of `contents`: at most
+    /// `most` of each, with whether these are all.
+    ///
+    /// # Errors
+    /// Those of reading a source.
+    pub fn listings(
+        &self,
+        shared: &Shared<'_>,
+        action: &Action,
+        most: usize,
+    ) -> Result<Vec<(Vec<Listed>, bool)>, Error> {
+        let mut lists = Vec::new();
+        match action {
+            Action::Copy(copy) => {
+                let exclude = step::select::excludes(copy)?;
+                if let Some((files, selection)) = &self.selected {
+                    lists.push(files.with_source(|source| {
+                        selection.listing(source, exclude.as_ref(), most)
+                    })?);
+                }
+            }
+            Action::Run(run) => {
+                for ((origin, source), files) in sources(run).zip(&self.binds) {
+                    shared.check_interrupted()?;
+                    let copy = whole(origin, source);
+                    lists.push(files.with_source(|tree| {
+                        step::select::select(tree, &copy)?.listing(tree, None, most)
+                    })?);
+                }
+            }
+            _ => {}
+        }
+        Ok(lists)
+    }
+
     fn add_binds(
         &mut self,
         shared: &Shared<'_>,
         run: &RunStep,
         platform: &Platform,
     ) -> Result<(), Error> {
-        for mount in &run.mounts {
-            let (origin, source) = match &mount.kind {
-                MountKind::Bind { origin, source, .. } => (origin, source),
-                MountKind::Cache { from: Some((origin, source)), .. } => (origin, source),
-                _ => continue,
-            };
+        for (origin, source) in sources(run) {
             let files = shared.files(origin, platform)?;
             let copy = whole(origin, source);
             let digest = files.with_source(|tree| {
@@ -184,6 +215,15 @@ impl Inputs {
             }),
         }
     }
+}
+
+/// Whose files the mounts of `run` show, and which, in order.
+fn sources(run: &RunStep) -> impl Iterator<Item = (&Origin, &str)> {
+    run.mounts.iter().filter_map(|mount| match &mount.kind {
+        MountKind::Bind { origin, source, .. } => Some((origin, source.as_str())),
+        MountKind::Cache { from: Some((origin, source)), .. } => Some((origin, source.as_str())),
+        _ => None,
+    })
 }
 
 /// A COPY of one path, for selecting what a bind mount shows.

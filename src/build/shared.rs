@@ -25,6 +25,7 @@ use super::layers::Workshop;
 use super::progress::Observer;
 use super::progress::StepNumber;
 use super::publish::Uploads;
+use super::report::StepReport;
 use super::request::Request;
 use super::request::SecretSource;
 use super::slot::Slot;
@@ -92,6 +93,7 @@ struct State {
     stages: Mutex<BTreeMap<usize, StageSlot>>,
     /// Trees that files are copied from, by stage or image.
     trees: Mutex<BTreeMap<String, OpenTree>>,
+    reports: Mutex<Vec<StepReport>>,
 }
 
 /// A tree that files are copied from, with the layers it is made of.
@@ -327,6 +329,18 @@ impl<'a> Shared<'a> {
     /// The number of the next step.
     pub fn next_step(&self) -> StepNumber {
         StepNumber(self.state.steps.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Takes the report of a step.
+    pub fn report(&self, report: StepReport) {
+        lock(&self.state.reports).push(report);
+    }
+
+    /// The reports of all steps so far, by number.
+    pub fn reports(&self) -> Vec<StepReport> {
+        let mut reports = lock(&self.state.reports).clone();
+        reports.sort_by_key(|report| report.number);
+        reports
     }
 
     /// The time that a step's entries and history row get.

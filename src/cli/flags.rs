@@ -137,6 +137,15 @@ pub struct Build {
     /// Also skip RUN and WORKDIR
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub cache_run_layers: bool,
+    /// Run every step, whatever the cache holds
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub no_cache: bool,
+    /// Run every step of these stages, comma-separated; may be repeated
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub no_cache_filter: Vec<String>,
+    /// Tell why steps are not taken from the cache
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub explain: bool,
     /// How changes of a RUN are found
     #[arg(long, alias = "snapshotMode", value_enum, default_value = "log")]
     pub snapshot_mode: Snapshot,
@@ -158,6 +167,9 @@ pub struct Build {
     /// Write repository:tag@digest of each destination to a file
     #[arg(long, value_name = "FILE")]
     pub image_name_tag_with_digest_file: Option<PathBuf>,
+    /// Write digests, names and what became of each step to a JSON file
+    #[arg(long, value_name = "FILE")]
+    pub metadata_file: Option<PathBuf>,
     /// Media types of the image [default: oci]
     #[arg(long, value_enum)]
     pub image_format: Option<ImageFormat>,

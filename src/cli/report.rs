@@ -20,6 +20,7 @@ use crate::build::Progress;
 use crate::build::progress::Outcome;
 use crate::build::progress::StepNumber;
 use crate::build::progress::Stream;
+use crate::build::report::reasons_to_json;
 
 /// Writes what a build tells to standard error.
 pub(super) struct Reporter {
@@ -27,6 +28,7 @@ pub(super) struct Reporter {
     verbosity: Verbosity,
     timestamps: bool,
     color: bool,
+    explains: bool,
     lines: Mutex<Lines>,
 }
 
@@ -40,7 +42,13 @@ impl Reporter {
     /// A reporter for `--log-format`, `--verbosity` and `--log-timestamp`.
     pub(super) fn new(format: LogFormat, verbosity: Verbosity, timestamps: bool) -> Self {
         let color = format == LogFormat::Color && std::io::stderr().is_terminal();
-        Self { format, verbosity, timestamps, color, lines: Mutex::default() }
+        let explains = false;
+        Self { format, verbosity, timestamps, color, explains, lines: Mutex::default() }
+    }
+
+    /// This reporter for `--explain`: it also tells why steps missed.
+    pub(super) fn explaining(self, explains: bool) -> Self {
+        Self { explains, ..self }
     }
 
     fn shows(&self, least: Verbosity) -> bool {
@@ -174,10 +182,15 @@ impl Observer for Reporter {
                     self.line(color, &format!("#{} {word} {:.2}s", step.0, elapsed.as_secs_f64()));
                 }
             }
-            Progress::Missed { step, reason } if self.shows(Verbosity::Debug) => {
-                if json {
-                    self.json(json!({ "level": "debug", "step": step.0, "event": "missed", "msg": reason }));
-                } else {
+            Progress::Missed { step, reasons } if json && self.shows(Verbosity::Info) => {
+                let text: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+                self.json(json!({
+                    "level": "info", "step": step.0, "event": "missed",
+                    "reasons": reasons_to_json(&reasons), "msg": text.join("; "),
+                }));
+            }
+            Progress::Missed { step, reasons } if self.explains || self.shows(Verbosity::Debug) => {
+                for reason in reasons {
                     self.line("", &format!("#{} not cached: {reason}", step.0));
                 }
             }

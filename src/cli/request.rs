@@ -112,6 +112,8 @@ pub(super) fn resolve(
         cache: flags.cache,
         cache_copy: flags.cache_copy_layers,
         cache_run: flags.cache_run_layers,
+        no_cache: flags.no_cache,
+        no_cache_filter: flags.no_cache_filter.iter().map(|name| name.to_lowercase()).collect(),
         cache_dir: cache_dir(flags, variable),
         snapshot: match flags.snapshot_mode {
             Snapshot::Log => SnapshotMode::Log,
@@ -122,6 +124,7 @@ pub(super) fn resolve(
         oci_layout: flags.oci_layout_path.clone(),
         tar: flags.tar_path.clone(),
         digest_file: flags.digest_file.clone(),
+        metadata_file: flags.metadata_file.clone(),
         name_digest_file: flags.image_name_with_digest_file.clone(),
         name_tag_digest_file: flags.image_name_tag_with_digest_file.clone(),
         format: format.or(flags.tar_path.is_some().then_some(Format::Docker)),
