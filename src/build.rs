@@ -130,9 +130,8 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     let uploads = (request.push && !request.destinations.is_empty())
         .then(|| Uploads::new(&bases, request.destinations.clone(), request.check_push));
     for name in request.unknown_in_filter(&plan) {
-        crew.observer.observe(Progress::Warning(format!(
-            "--no-cache-filter: no stage is called {name}"
-        )));
+        crew.observer
+            .observe(Progress::Warning(format!("--no-cache-filter: no stage is called {name}")));
     }
     let shared = Shared::new(
         request,

@@ -4,6 +4,7 @@
 //! that prints. The same binary is `yadokari` and, by the name it is called,
 //! kaniko's `executor`.
 
+pub mod cache_mount;
 pub mod flags;
 mod interrupt;
 mod report;
@@ -26,6 +27,8 @@ use crate::sandbox;
 use crate::sandbox::Cancel;
 use crate::sandbox::Namespaces;
 use flags::Build;
+use flags::CacheArguments;
+use flags::CacheCommand;
 use flags::Command;
 use flags::Executor;
 use flags::ExecutorCommand;
@@ -64,10 +67,27 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Build(flags)) => run_build(&flags),
+        Ok(Command::Cache(arguments)) => run_cache(&arguments),
         Err(error) => {
             // Help and version are no errors and go to standard output.
             let _ = error.print();
             ExitCode::from(if error.use_stderr() { FAILURE } else { 0 })
+        }
+    }
+}
+
+fn run_cache(arguments: &CacheArguments) -> ExitCode {
+    let variable = |name: &str| std::env::var(name).ok();
+    let directory = request::cache_dir(arguments.cache_dir.as_deref(), &variable);
+    let done = match &arguments.command {
+        CacheCommand::ExportMount(arguments) => cache_mount::export(arguments, &directory),
+        CacheCommand::ImportMount(arguments) => cache_mount::import(arguments, &directory),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln(&format!("error: {}", build::chain(&error)));
+            ExitCode::from(FAILURE)
         }
     }
 }

@@ -93,7 +93,8 @@ impl Built {
                 }
                 _ => {
                     let reasons = step["reasons"].as_array().expect("reasons");
-                    let texts: Vec<_> = reasons.iter().filter_map(|one| one["text"].as_str()).collect();
+                    let texts: Vec<_> =
+                        reasons.iter().filter_map(|one| one["text"].as_str()).collect();
                     assert!(!texts.is_empty(), "a miss without a reason: {step}");
                     for text in &texts {
                         assert!(self.stderr.contains(*text), "{text} is not in\n{}", self.stderr);
@@ -110,7 +111,11 @@ const NEVER: &str = "not in cache: never built";
 
 fn set_mtime(path: &Path, seconds: u64) {
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
-    fs::File::options().append(true).open(path).and_then(|file| file.set_modified(time)).expect("utimes");
+    fs::File::options()
+        .append(true)
+        .open(path)
+        .and_then(|file| file.set_modified(time))
+        .expect("utimes");
 }
 
 // What a COPY's key is made of.
@@ -188,6 +193,68 @@ fn labels_are_in_no_key() {
     bench.steps(&[]);
     bench.write("Dockerfile", "FROM scratch\nLABEL a=2\n# a comment\nCOPY src \\\n  /src\n");
     assert_eq!(bench.steps(&["--label", "b=3"]), [HIT]);
+}
+
+// What an unchanged context costs.
+
+/// System calls of a build, one a line; `None`, aloud, where strace is missing.
+fn traced(bench: &Bench) -> Option<String> {
+    let has_strace = Command::new("strace").arg("-V").output().is_ok();
+    if !host::require("strace", has_strace) {
+        return None;
+    }
+    let log = bench.directory.path().join("trace");
+    let build = bench.command(&[]);
+    host::succeed(
+        Command::new("strace")
+            .args(["-f", "-qq", "-s", "300", "-e"])
+            .arg("trace=open,openat,openat2,statx,newfstatat,listxattr,flistxattr,getxattr,fgetxattr")
+            .arg("-o")
+            .arg(&log)
+            .arg(build.get_program())
+            .args(build.get_args()),
+    );
+    fs::read_to_string(log).ok()
+}
+
+#[test]
+fn an_unchanged_context_costs_one_stat_for_each_file_and_opens_none() {
+    let bench = Bench::plain();
+    bench.write("Dockerfile", "FROM scratch\nCOPY . /src\n");
+    for number in 0..1000 {
+        bench.write(&format!("d{}/file-{number}", number % 10), "text");
+    }
+    bench.steps(&[]);
+    // By now their ctime is older than a tick of the clock.
+    bench.steps(&[]);
+    let Some(trace) = traced(&bench) else { return };
+    let of_files: Vec<&str> = trace.lines().filter(|line| line.contains("file-")).collect();
+    let stats = of_files.iter().filter(|line| line.contains("stat")).count();
+    assert_eq!((stats, of_files.len()), (1000, 1000), "{:?}", &of_files[..5]);
+
+    // When one changed, the others are read once, for the layer; none for its digest.
+    bench.write("d3/file-123", "next");
+    let Some(trace) = traced(&bench) else { return };
+    let is_open = |line: &&str| line.contains("open") && line.contains("file-");
+    let opened: Vec<&str> = trace.lines().filter(is_open).collect();
+    let of_changed = opened.iter().filter(|line| line.contains("file-123\"")).count();
+    assert_eq!((opened.len() - of_changed, of_changed), (999, 2));
+}
+
+#[test]
+fn a_file_rewritten_with_its_times_put_back_misses() {
+    let bench = Bench::plain();
+    bench.write("Dockerfile", "FROM scratch\nCOPY src /src\n");
+    bench.write("src", "one");
+    set_mtime(&bench.context("src"), 1_000_000_000);
+    bench.steps(&[]);
+    bench.steps(&[]);
+    for text in ["two", "six", "ten"] {
+        // Same size, same time; again and again within a tick of the clock.
+        bench.write("src", text);
+        set_mtime(&bench.context("src"), 1_000_000_000);
+        assert_eq!(bench.steps(&[]), ["src: content changed"]);
+    }
 }
 
 // Flags.
@@ -288,7 +355,11 @@ fn an_arg_rebuilds_the_steps_that_see_it_and_says_how_it_changed() {
     assert_eq!(bench.steps(&[&version("1.2")]), [HIT; 3]);
     assert_eq!(
         bench.steps(&[&version("1.3")]),
-        [HIT, "ARG VERSION: 1.2 → 1.3", "ARG VERSION: 1.2 → 1.3; parent step changed: RUN echo $VERSION > /version"]
+        [
+            HIT,
+            "ARG VERSION: 1.2 → 1.3",
+            "ARG VERSION: 1.2 → 1.3; parent step changed: RUN echo $VERSION > /version"
+        ]
     );
     assert_eq!(bench.steps(&[&version("1.2")]), [HIT; 3]);
     assert_eq!(bench.steps(&[&version("1.2"), "--build-arg=HTTP_PROXY=http://p"]), [HIT; 3]);
@@ -306,7 +377,8 @@ fn a_step_that_made_the_same_layer_again_does_not_rebuild_its_children() {
     bench.write("Dockerfile", "ARG BASE\nFROM $BASE\nRUN echo same >  /file\nRUN cp /file /copy\n");
     epoch(&mut bench.command(&[]));
     let metadata = fs::read(bench.directory.path().join("metadata.json")).expect("metadata");
-    let built = Built { metadata: serde_json::from_slice(&metadata).expect("JSON"), stderr: String::new() };
+    let built =
+        Built { metadata: serde_json::from_slice(&metadata).expect("JSON"), stderr: String::new() };
     let steps = built.metadata["yadokari.steps"].as_array().expect("steps");
     assert_eq!((&steps[0]["cache"], &steps[1]["cache"]), (&"miss".into(), &"hit".into()));
 }
@@ -336,11 +408,13 @@ fn secrets_are_in_no_key_and_secret_values_are_nowhere_in_the_explanations() {
     let secret = bench.directory.path().join("secret");
     fs::write(&secret, "hunter2-of-the-mount").expect("a file");
     let id = format!("--secret=id=key,src={}", secret.display());
-    let first = ["--build-arg=NPM_TOKEN=hunter2-one", "--build-arg=INDEX=https://me:hunter2-two@h/x"];
+    let first =
+        ["--build-arg=NPM_TOKEN=hunter2-one", "--build-arg=INDEX=https://me:hunter2-two@h/x"];
     bench.steps(&[&id, first[0], first[1]]);
     fs::write(&secret, "hunter2-rotated").expect("a file");
     assert_eq!(bench.steps(&[&id, first[0], first[1]]), [HIT], "a rotated secret is no change");
-    let second = ["--build-arg=NPM_TOKEN=hunter2-other", "--build-arg=INDEX=https://me:hunter2-2@h/x"];
+    let second =
+        ["--build-arg=NPM_TOKEN=hunter2-other", "--build-arg=INDEX=https://me:hunter2-2@h/x"];
     let built = bench.build(&[&id, second[0], second[1]]);
     assert_eq!(
         built.steps(),
@@ -364,11 +438,15 @@ fn another_base_and_another_instruction_are_named() {
     bench.write("Dockerfile", "ARG BASE\nFROM $BASE\nRUN echo one > /file\n");
     bench.steps(&[]);
     bench.write("Dockerfile", "ARG BASE\nFROM $BASE\nRUN echo two > /file\n");
-    assert_eq!(bench.steps(&[]), ["instruction changed: RUN echo one > /file → RUN echo two > /file"]);
+    assert_eq!(
+        bench.steps(&[]),
+        ["instruction changed: RUN echo one > /file → RUN echo two > /file"]
+    );
     let (_, _, base) = bench.base.as_ref().expect("a base");
     let other = bench.directory.path().join("other");
     fs::create_dir(&other).expect("a directory");
-    fs::write(other.join("Dockerfile"), format!("FROM {base}\nCOPY Dockerfile /x\n")).expect("a file");
+    fs::write(other.join("Dockerfile"), format!("FROM {base}\nCOPY Dockerfile /x\n"))
+        .expect("a file");
     let cache = bench.directory.path().join("other-cache");
     host::succeed(
         host::yadokari()

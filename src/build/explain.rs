@@ -307,7 +307,8 @@ impl Explainer {
                 reasons.push(MissReason::FieldChanged { field: name.clone(), old, new });
             }
         }
-        let is_variable = |reason: &MissReason| matches!(reason, MissReason::VariableChanged { .. });
+        let is_variable =
+            |reason: &MissReason| matches!(reason, MissReason::VariableChanged { .. });
         if let Some((before, after)) = order
             && !reasons.iter().any(is_variable)
         {
@@ -406,7 +407,8 @@ fn places_of(shared: &Shared<'_>, index: usize) -> Vec<Key> {
         let real = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
         place("context", real.as_os_str().as_bytes())
     };
-    let first = request.destinations.first().map(|first| place("repository", first.name().as_bytes()));
+    let first =
+        request.destinations.first().map(|first| place("repository", first.name().as_bytes()));
     first.into_iter().chain([context]).collect()
 }
 

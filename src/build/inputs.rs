@@ -79,9 +79,11 @@ impl Inputs {
             Action::Copy(copy) => {
                 let exclude = step::select::excludes(copy)?;
                 if let Some((files, selection)) = &self.selected {
-                    lists.push(files.with_source(|source| {
-                        selection.listing(source, exclude.as_ref(), most)
-                    })?);
+                    lists.push(
+                        files.with_source(|source| {
+                            selection.listing(source, exclude.as_ref(), most)
+                        })?,
+                    );
                 }
             }
             Action::Run(run) => {
@@ -175,7 +177,7 @@ impl Inputs {
     ) -> Result<(), Error> {
         // Unmounted when this goes out of scope, after the process ended.
         let mut views = mounts::Views::default();
-        let prepared = mounts::prepare(shared, run, &self.binds, &mut views)?;
+        let prepared = mounts::prepare(shared, run, number, &self.binds, &mut views)?;
         let masks = shared.secret_values(run)?;
         let mut tail = Tail::new(masks);
         let place = step::run::Place {

@@ -12,6 +12,9 @@ use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 
+use super::cache_mount::ExportMount;
+use super::cache_mount::ImportMount;
+
 /// Builds container images from Dockerfiles, inside a container, without a daemon.
 #[derive(Debug, Parser)]
 #[command(name = "yadokari", version, max_term_width = 100, args_override_self = true)]
@@ -26,8 +29,30 @@ pub struct Yadokari {
 pub enum Command {
     /// Build an image from a Dockerfile and push it
     Build(Box<Build>),
+    /// Look after the cache
+    Cache(CacheArguments),
     /// Print the version
     Version,
+}
+
+/// Looks after the cache directory.
+#[derive(Debug, Args)]
+pub struct CacheArguments {
+    /// Directory of the cache
+    #[arg(long, global = true, env = "YADOKARI_CACHE_DIR", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: CacheCommand,
+}
+
+/// The subcommands of `yadokari cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Write a RUN --mount=type=cache directory as a tar
+    ExportMount(ExportMount),
+    /// Make a RUN --mount=type=cache directory out of a tar, instead of what is there
+    ImportMount(ImportMount),
 }
 
 /// Builds an image from a Dockerfile and pushes it, with kaniko's command line.

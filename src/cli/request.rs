@@ -1,6 +1,7 @@
 //! From flags and environment to what a build is asked for.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::path::PathBuf;
 
 use super::flags::Build;
@@ -114,7 +115,7 @@ pub(super) fn resolve(
         cache_run: flags.cache_run_layers,
         no_cache: flags.no_cache,
         no_cache_filter: flags.no_cache_filter.iter().map(|name| name.to_lowercase()).collect(),
-        cache_dir: cache_dir(flags, variable),
+        cache_dir: cache_dir(flags.cache_dir.as_deref(), variable),
         snapshot: match flags.snapshot_mode {
             Snapshot::Log => SnapshotMode::Log,
             Snapshot::Full => SnapshotMode::Walk(WalkMode::Full),
@@ -139,9 +140,12 @@ pub(super) fn resolve(
 }
 
 /// `--cache-dir`, or `/cache` where the image has it, or the user's cache directory.
-fn cache_dir(flags: &Build, variable: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-    if let Some(directory) = &flags.cache_dir {
-        return directory.clone();
+pub(super) fn cache_dir(
+    given: Option<&Path>,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> PathBuf {
+    if let Some(directory) = given {
+        return directory.to_owned();
     }
     let in_image = PathBuf::from("/cache");
     if in_image.is_dir() {

@@ -139,10 +139,17 @@ impl ContextTree {
     /// # Errors
     /// Those of reading it.
     pub fn capability(&self, node: NodeId) -> std::io::Result<Option<Vec<u8>>> {
-        if self.bytes(node)?.known.is_some_and(|known| known.is_plain) {
+        let bytes = self.bytes(node)?;
+        if bytes.known.is_some_and(|known| known.is_plain) {
             return Ok(None);
         }
-        self.xattr(node, b"security.capability")
+        let found = self.xattr(node, b"security.capability")?;
+        // What an older build remembered without looking, or when there were some.
+        if let (None, Some(known), Some(memory)) = (&found, bytes.known, &self.memory) {
+            let known = Remembered { is_plain: true, ..known };
+            memory.put(bytes.path.as_bytes(), bytes.fingerprint, known);
+        }
+        Ok(found)
     }
 
     fn file(&self, node: NodeId) -> Result<Bytes, Error> {

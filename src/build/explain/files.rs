@@ -79,10 +79,9 @@ fn kind(letter: &str) -> Option<Kind> {
 /// How `new` differs from `old`, in the order of paths: the first few one by one,
 /// then how many more. Directories that come or go with their files aren't told.
 pub(super) fn compare(old: &[Listed], new: &[Listed]) -> Vec<MissReason> {
-    let by_path =
-        |files: &[Listed]| -> BTreeMap<RootPath, Listed> {
-            files.iter().map(|file| (file.path.clone(), file.clone())).collect()
-        };
+    let by_path = |files: &[Listed]| -> BTreeMap<RootPath, Listed> {
+        files.iter().map(|file| (file.path.clone(), file.clone())).collect()
+    };
     let (old, new) = (by_path(old), by_path(new));
     let mut removed: BTreeMap<&RootPath, &Listed> =
         old.iter().filter(|(path, _)| !new.contains_key(*path)).collect();
@@ -193,8 +192,10 @@ mod tests {
 
     #[test]
     fn each_way_to_differ_has_its_words() {
-        let old = [file("a", 0o644, 1), file("b", 0o644, 2), file("c", 0o644, 3), file("d", 0o600, 4)];
-        let new = [file("a", 0o755, 1), file("b", 0o644, 9), file("d", 0o600, 4), file("z", 0o644, 3)];
+        let old =
+            [file("a", 0o644, 1), file("b", 0o644, 2), file("c", 0o644, 3), file("d", 0o600, 4)];
+        let new =
+            [file("a", 0o755, 1), file("b", 0o644, 9), file("d", 0o600, 4), file("z", 0o644, 3)];
         assert_eq!(
             said(&old, &new),
             ["a: mode 0644 → 0755", "b: content changed", "z: renamed from c"]

@@ -26,9 +26,31 @@ const SHORTEST: usize = 6;
 
 /// Parts of a variable's name that say that its value is secret.
 const TELLING: &[&str] = &[
-    "PASSWORD", "PASSWD", "PASSPHRASE", "TOKEN", "SECRET", "CREDENTIAL", "CREDENTIALS", "CREDS",
-    "AUTH", "OAUTH", "AUTHORIZATION", "KEY", "KEYS", "APIKEY", "PRIVATEKEY", "ACCESSKEY", "COOKIE",
-    "SESSION", "JWT", "BEARER", "DSN", "WEBHOOK", "PASS", "PWD", "PAT",
+    "PASSWORD",
+    "PASSWD",
+    "PASSPHRASE",
+    "TOKEN",
+    "SECRET",
+    "CREDENTIAL",
+    "CREDENTIALS",
+    "CREDS",
+    "AUTH",
+    "OAUTH",
+    "AUTHORIZATION",
+    "KEY",
+    "KEYS",
+    "APIKEY",
+    "PRIVATEKEY",
+    "ACCESSKEY",
+    "COOKIE",
+    "SESSION",
+    "JWT",
+    "BEARER",
+    "DSN",
+    "WEBHOOK",
+    "PASS",
+    "PWD",
+    "PAT",
 ];
 
 /// The same where they may stand anywhere in the name.
@@ -45,8 +67,26 @@ const NAMES_OF_DIGESTS: &[&str] = &[
 
 /// How tokens of well-known services begin.
 const TOKEN_PREFIXES: &[&str] = &[
-    "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xoxb-", "xoxp-", "xoxa-",
-    "AKIA", "ASIA", "eyJ", "sk-", "sk_live_", "rk_live_", "npm_", "pypi-", "dckr_pat_", "hvs.",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "glpat-",
+    "xoxb-",
+    "xoxp-",
+    "xoxa-",
+    "AKIA",
+    "ASIA",
+    "eyJ",
+    "sk-",
+    "sk_live_",
+    "rk_live_",
+    "npm_",
+    "pypi-",
+    "dckr_pat_",
+    "hvs.",
     "-----BEGIN",
 ];
 
@@ -71,8 +111,7 @@ impl Mask {
             let random = std::hash::RandomState::new().build_hasher().finish();
             *blake3::hash(&random.to_le_bytes()).as_bytes()
         };
-        let mut mask =
-            Self { key: places.mask_key().unwrap_or_else(own), secrets: Vec::new() };
+        let mut mask = Self { key: places.mask_key().unwrap_or_else(own), secrets: Vec::new() };
         for (name, value) in variables {
             mask.learn(name, value);
         }
@@ -229,7 +268,11 @@ fn bits_per_letter(text: &str) -> f64 {
     }
     let total = text.len() as f64;
     let share = |count: u32| f64::from(count) / total;
-    counts.iter().filter(|count| **count > 0).map(|count| -share(*count) * share(*count).log2()).sum()
+    counts
+        .iter()
+        .filter(|count| **count > 0)
+        .map(|count| -share(*count) * share(*count).log2())
+        .sum()
 }
 
 #[cfg(test)]

@@ -171,9 +171,7 @@ impl fmt::Display for MissReason {
             Self::VariableChanged { variable, name, old, new } => {
                 change(f, &format!("{variable} {name}"), old.as_ref(), new.as_ref())
             }
-            Self::FieldChanged { field, old, new } => {
-                change(f, field, old.as_ref(), new.as_ref())
-            }
+            Self::FieldChanged { field, old, new } => change(f, field, old.as_ref(), new.as_ref()),
             Self::FileChanged { path, change } => write!(f, "{}: {change}", one_line(path)),
             Self::FilesChanged { count: Some(count) } => write!(f, "{count} more files changed"),
             Self::FilesChanged { count: None } => f.write_str("files changed"),

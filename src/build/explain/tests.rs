@@ -31,7 +31,9 @@ fn run() -> RunStep {
     RunStep {
         arguments: ["/bin/sh", "-c", "make"].map(str::to_owned).to_vec(),
         script: None,
-        environment: [("LANG", "C"), ("V", "1")].map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec(),
+        environment: [("LANG", "C"), ("V", "1")]
+            .map(|(n, v)| (n.to_owned(), v.to_owned()))
+            .to_vec(),
         proxy: Vec::new(),
         directory: "/".to_owned(),
         user: String::new(),
@@ -115,12 +117,8 @@ fn every_field_of_the_key_is_kept() {
     let (mut keys, mut fields) = (HashSet::new(), HashSet::new());
     for action in actions {
         for surroundings in [&surroundings(), &arm, &clamped] {
-            let key = crate::build::key::of_step(
-                &Key::from_bytes([0; 32]),
-                &action,
-                &[],
-                surroundings,
-            );
+            let key =
+                crate::build::key::of_step(&Key::from_bytes([0; 32]), &action, &[], surroundings);
             keys.insert(key.hint);
             fields.insert(fields::of_step(&step(action.clone()), surroundings, &mask));
         }
