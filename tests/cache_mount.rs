@@ -1,5 +1,8 @@
 //! RUN --mount=type=cache across builds and processes, and as a tar.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(clippy::zombie_processes, reason = "every test waits for what it starts, or fails")]
+
 #[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "support/host.rs"]
 mod host;

@@ -24,9 +24,12 @@
 //! | bind mounts: content of the source | yes | - | - | |
 //! | secret and cache ids | yes | - | - | |
 //! | destination, `--chown`, `--chmod`, `--link`, `--parents` | - | yes | - | |
-//! | names, types, modes, contents of what is taken | - | yes | - | see `step::select` |
+//! | names, types, modes, contents of what is taken | - | yes | - | see `step::select`; which names are one file, too |
 //! | ADD or COPY, `--unpack` | - | yes | - | archives are unpacked or not |
 //! | clamp of times (`SOURCE_DATE_EPOCH`) | yes | yes | yes | it is in the layer's bytes |
+//!
+//! Values of these fields, secrets taken out, are kept to explain a later miss: a row
+//! that is added here belongs into `build/explain/fields.rs` too.
 //!
 //! What deliberately does not: modification times and order of files (a checkout
 //! sets them anew), owners in the build context (they are reset), undeclared proxy
