@@ -7,16 +7,19 @@
 //!
 //! Nothing here prints: what happens is told to an [`Observer`].
 
+mod ahead;
 pub mod base;
 mod client;
 mod error;
 pub mod inputs;
 pub mod key;
+mod later;
 pub mod layers;
 mod mounts;
 mod outputs;
 pub mod progress;
 mod publish;
+pub mod remote;
 pub mod request;
 mod shared;
 pub mod slot;
@@ -34,6 +37,7 @@ use yadokari_cache::Fold;
 
 pub use error::Error;
 pub use error::chain;
+pub use later::Later;
 pub use progress::Observer;
 pub use progress::Progress;
 pub use publish::Pushed;
@@ -65,6 +69,7 @@ use base::Bases;
 use client::LazyClient;
 use layers::Workshop;
 use publish::Uploads;
+use remote::Remote;
 use shared::Shared;
 use stage::Finished;
 
@@ -91,6 +96,8 @@ pub struct Crew<'a> {
     pub cancel: Arc<Cancel>,
     /// Set when the user asks to stop.
     pub interrupted: &'a AtomicBool,
+    /// Takes what is to be done when the user has the result.
+    pub later: &'a Later,
 }
 
 /// Builds what `request` asks for.
@@ -114,53 +121,132 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     let bases = Bases::new(Arc::new(client), Arc::clone(&store));
     let plan = plan_stages(request, &dockerfile, &bases, crew)?;
     let clamp = request.source_date_epoch.or(plan.source_date_epoch);
-    let workshop = Workshop {
-        store: Arc::clone(&store),
-        cache: Arc::clone(&cache),
-        compression: request.compression,
-        media_type: layer_media_type(request.compression).to_owned(),
-        clamp,
-        threads: request.threads,
-    };
-    let uploads = (request.push && !request.destinations.is_empty())
-        .then(|| Uploads::new(&bases, request.destinations.clone(), request.check_push));
-    let shared = Shared::new(
+    let ready = Ready {
         request,
-        &dockerfile,
-        &plan,
-        &context,
-        ignore,
-        &workshop,
-        &bases,
-        uploads.as_ref(),
         crew,
-    );
-
-    let built = shared.run_stages();
-    shared.save_context_digests();
-    let image = built.and_then(|finished| {
-        let image = assemble(request, &plan, &finished, clamp)?;
-        Ok((finished, image))
-    });
-    // Whatever finished is kept, also when something else failed.
-    if let Err(error) = cache.fold(Fold::IfWorthwhile) {
-        crew.observer.observe(Progress::Warning(format!("the cache index is behind: {error}")));
-    }
-    for notice in cache.take_notices() {
-        crew.observer.observe(Progress::Warning(notice.to_string()));
-    }
-    let (finished, image) = image?;
-    let pushed = match &uploads {
-        Some(uploads) => uploads.publish(&image, finished.base.as_deref(), finished.misses > 0)?,
-        None => Vec::new(),
+        dockerfile: &dockerfile,
+        ignore: &ignore,
+        context: &context,
+        plan: &plan,
+        bases: &bases,
+        store: &store,
+        cache: &cache,
+        clamp,
     };
-    outputs::write(request, &image, finished.base.as_deref(), &bases)?;
-    Ok(Report {
-        manifest: image.manifest.digest,
-        config: image.config.digest,
-        pushed,
-        misses: finished.misses,
-    })
+    let remote = ready.remote();
+    let result = ready.attempt(remote.as_ref());
+    let Some(remote) = remote else { return result };
+    remote.tell(crew.observer);
+    if let Err(error) = &result
+        && matches!(error.cause(), Error::Interrupted)
+    {
+        return result;
+    }
+    if remote.is_lost() && result.is_err() {
+        // What was finished hits now; what was believed to be there runs.
+        return ready.attempt(None);
+    }
+    if let Some(push) = remote.unsent(request.mountable()) {
+        crew.later.add(push);
+    }
+    result
+}
+
+/// Everything that a build stands on, read and planned.
+struct Ready<'a> {
+    request: &'a Request,
+    crew: &'a Crew<'a>,
+    dockerfile: &'a Dockerfile,
+    ignore: &'a Matcher,
+    context: &'a Context,
+    plan: &'a Plan,
+    bases: &'a Bases,
+    store: &'a Arc<Store>,
+    cache: &'a Arc<Cache>,
+    clamp: Option<i64>,
+}
+
+impl Ready<'_> {
+    /// The shared cache, if the request names one.
+    fn remote(&self) -> Option<Arc<Remote>> {
+        let request = self.request;
+        let options = request.remote.clone().filter(|_| request.cache)?;
+        Some(Arc::new(Remote::new(
+            options,
+            &request.registry,
+            &request.credentials,
+            request.compression.label(),
+            Arc::clone(self.store),
+            Arc::clone(self.cache),
+            jiff::Timestamp::now().as_second(),
+        )))
+    }
+
+    /// Builds and delivers, with the help of `remote`.
+    fn attempt(&self, remote: Option<&Arc<Remote>>) -> Result<Report, Error> {
+        let Self { request, crew, dockerfile, plan, context, bases, store, cache, clamp, .. } =
+            *self;
+        let workshop = Workshop {
+            store: Arc::clone(store),
+            cache: Arc::clone(cache),
+            remote: remote.cloned(),
+            compression: request.compression,
+            media_type: layer_media_type(request.compression).to_owned(),
+            clamp,
+            threads: request.threads,
+        };
+        let uploads = (request.push && !request.destinations.is_empty()).then(|| {
+            Uploads::new(bases, request.destinations.clone(), request.check_push, crew.observer)
+        });
+        let shared = Shared::new(
+            request,
+            dockerfile,
+            plan,
+            context,
+            self.ignore.clone(),
+            &workshop,
+            bases,
+            uploads.as_ref(),
+            crew,
+        );
+
+        let built = shared.run_stages();
+        shared.save_context_digests();
+        let image = built.and_then(|finished| {
+            let image = assemble(request, plan, &finished, clamp)?;
+            Ok((finished, image))
+        });
+        // Whatever finished is kept, also when something else failed.
+        if let Err(error) = cache.fold(Fold::IfWorthwhile) {
+            crew.observer.observe(Progress::Warning(format!("the cache index is behind: {error}")));
+        }
+        for notice in cache.take_notices() {
+            crew.observer.observe(Progress::Warning(notice.to_string()));
+        }
+        let (finished, image) = image?;
+        let pushed = match &uploads {
+            Some(uploads) => uploads.publish(
+                &image,
+                finished.base.as_deref(),
+                finished.misses > 0,
+                remote.map(|remote| &**remote),
+            )?,
+            None => Vec::new(),
+        };
+        if let Some(remote) =
+            remote.filter(|_| request.oci_layout.is_some() || request.tar.is_some())
+        {
+            let layers: Vec<Digest> = image.layers.iter().map(|layer| layer.digest).collect();
+            remote.fetch_all(&layers, false, crew.observer)?;
+        }
+        outputs::write(request, &image, finished.base.as_deref(), bases)?;
+        Ok(Report {
+            manifest: image.manifest.digest,
+            config: image.config.digest,
+            pushed,
+            misses: finished.misses,
+        })
+    }
 }
 
 /// Reads the Dockerfile and the ignore rules that go with it.

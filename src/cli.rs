@@ -19,6 +19,7 @@ use clap::Parser;
 
 use crate::build;
 use crate::build::Crew;
+use crate::build::Later;
 use crate::build::Observer;
 use crate::build::Progress;
 use crate::build::Report;
@@ -112,14 +113,23 @@ fn run_build(flags: &Build) -> ExitCode {
         }
     };
     let runner = Namespaces::of_this_program();
-    let crew = Crew { observer: &reporter, runner: &runner, cancel, interrupted: &interrupted };
-    match build::build(&request, &crew) {
+    let later = Later::default();
+    let crew = Crew {
+        observer: &reporter,
+        runner: &runner,
+        cancel,
+        interrupted: &interrupted,
+        later: &later,
+    };
+    let code = match build::build(&request, &crew) {
         Ok(report) => {
             tell(&reporter, &report);
             ExitCode::SUCCESS
         }
         Err(error) => fail(&reporter, &error),
-    }
+    };
+    later.run(&reporter, &interrupted);
+    code
 }
 
 fn tell(reporter: &Reporter, report: &Report) {

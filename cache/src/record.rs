@@ -173,6 +173,19 @@ impl Record for ImageRecord {
     const BUCKET: Bucket = Bucket::Images;
 }
 
+/// A step was seen in a shared cache, so that it needn't be pushed there again.
+/// Names no content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteMark {
+    /// When, in seconds since 1970.
+    pub seen: i64,
+}
+
+impl Record for RemoteMark {
+    const VERSION: u8 = 1;
+    const BUCKET: Bucket = Bucket::Remote;
+}
+
 mod hex {
     use serde::{Deserialize, Deserializer, Serializer, de};
 

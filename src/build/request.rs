@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::image::Format;
 use crate::layer::compress::Compression;
@@ -38,6 +39,26 @@ pub enum SnapshotMode {
     Walk(WalkMode),
 }
 
+/// Where a cache is that machines share.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CachePlace {
+    /// A repository; its tag means nothing.
+    Registry(Reference),
+    /// An OCI image layout on disk.
+    Layout(PathBuf),
+}
+
+/// `--cache-repo` and what goes with it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RemoteCache {
+    /// Where it is.
+    pub place: CachePlace,
+    /// `--no-push-cache` not given.
+    pub push: bool,
+    /// `--cache-ttl`: age from which a step counts as missing.
+    pub ttl: Option<Duration>,
+}
+
 /// Everything a build needs to know.
 pub struct Request {
     /// `--context`, as given.
@@ -68,6 +89,8 @@ pub struct Request {
     pub cache_run: bool,
     /// The cache directory.
     pub cache_dir: PathBuf,
+    /// The cache shared with other machines, asked after the local one.
+    pub remote: Option<RemoteCache>,
     /// How changes are found.
     pub snapshot: SnapshotMode,
     /// `--oci-layout-path`.
@@ -96,4 +119,11 @@ pub struct Request {
     pub check_push: bool,
     /// Threads for compressing and hashing.
     pub threads: NonZeroUsize,
+}
+
+impl Request {
+    /// Repositories that have the image's layers after the build.
+    pub fn mountable(&self) -> Vec<Reference> {
+        if self.push { self.destinations.clone() } else { Vec::new() }
+    }
 }

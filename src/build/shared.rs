@@ -36,10 +36,12 @@ use crate::context::DigestMemory;
 use crate::dockerfile::Dockerfile;
 use crate::dockerfile::Warning;
 use crate::ignore::Matcher;
+use crate::oci::digest::Digest;
 use crate::oci::platform::Platform;
 use crate::overlay::Lower;
 use crate::overlay::Overlay;
 use crate::plan::Plan;
+use crate::plan::step::Action;
 use crate::plan::step::MountKind;
 use crate::plan::step::Origin;
 use crate::plan::step::RunStep;
@@ -171,7 +173,10 @@ impl<'a> Shared<'a> {
                     let run = || stage::run(self, index);
                     let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
                         .unwrap_or(Err(Error::Panic));
-                    if finished.is_err() {
+                    let is_lost =
+                        self.workshop.remote.as_ref().is_some_and(|remote| remote.is_lost());
+                    // Others may go on: what they finish isn't done again.
+                    if finished.is_err() && !is_lost {
                         self.cancel.cancel();
                     }
                     let slot = lock(&self.state.stages).entry(index).or_default().clone();
@@ -197,6 +202,15 @@ impl<'a> Shared<'a> {
         let slot = lock(&self.state.stages).get(&index).cloned();
         let slot = slot.ok_or(Error::Panic)?;
         slot.wait().map_err(Error::Stage)
+    }
+
+    /// Whether the layer of such a step is looked for in the caches.
+    pub fn is_cached(&self, action: &Action) -> bool {
+        let wanted = match action {
+            Action::Copy(_) => self.request.cache_copy,
+            _ => self.request.cache_run,
+        };
+        self.request.cache && wanted
     }
 
     /// The layers of a base image, fetched where they are missing, several at once.
@@ -262,10 +276,22 @@ impl<'a> Shared<'a> {
             Some(base) => self.base_lowers(base)?,
             None => Vec::new(),
         };
-        for facts in layers::wait_all(&finished.chain)? {
-            lowers.push(self.workshop.lower(&facts)?);
-        }
+        lowers.extend(self.chain_lowers(&finished.chain)?);
         Ok(lowers)
+    }
+
+    /// The layers of a chain, ready to be stacked. Waits for those on their way, and
+    /// fetches those that only the shared cache has.
+    ///
+    /// # Errors
+    /// Those of its layers.
+    pub fn chain_lowers(&self, chain: &[LayerSlot]) -> Result<Vec<Lower>, Error> {
+        let chain = layers::wait_all(chain)?;
+        if let Some(remote) = &self.workshop.remote {
+            let digests: Vec<Digest> = chain.iter().map(|facts| facts.descriptor.digest).collect();
+            remote.fetch_all(&digests, true, self.observer)?;
+        }
+        chain.iter().map(|facts| Ok(self.workshop.lower(facts)?)).collect()
     }
 
     /// An overlay that is only read.

@@ -12,6 +12,8 @@ use yadokari_cache::StepRecord;
 
 use super::Error;
 use super::Progress;
+use super::ahead;
+use super::ahead::Ahead;
 use super::base::Base;
 use super::inputs::Inputs;
 use super::key;
@@ -23,6 +25,9 @@ use super::layers::LayerSlot;
 use super::layers::Writer;
 use super::progress::Outcome;
 use super::progress::StepNumber;
+use super::remote::Answer;
+use super::remote::Remote;
+use super::remote::RemoteStep;
 use super::request::SnapshotMode;
 use super::shared::Shared;
 use super::slot::Slot;
@@ -85,8 +90,9 @@ pub fn run(shared: &Shared<'_>, index: usize) -> Result<Finished, Error> {
     let mut stage = StageRun::begin(shared, index)?;
     let total = stage.numbered_steps();
     let mut position = 0;
-    for step in stage.steps.steps.clone() {
+    for (at, step) in stage.steps.steps.clone().into_iter().enumerate() {
         shared.check_interrupted()?;
+        stage.ahead.at = at;
         match step.action {
             Action::Silent => {}
             Action::Config => {
@@ -124,6 +130,8 @@ struct StageRun<'a> {
     steps: Steps,
     definition: Key,
     surroundings: key::Surroundings,
+    /// What was found out of later steps.
+    ahead: Ahead,
     /// There from the first miss on; given up when a later step hits, because the
     /// hit's layer isn't in it.
     root: Option<Root>,
@@ -184,6 +192,7 @@ impl<'a> StageRun<'a> {
                 platform: stage.platform.clone(),
                 clamp: shared.request.source_date_epoch,
             },
+            ahead: Ahead::default(),
             root: None,
             walk: None,
             writer: None,
@@ -238,11 +247,14 @@ impl<'a> StageRun<'a> {
         number: StepNumber,
         started: Instant,
     ) -> Result<Outcome, Error> {
-        let inputs = Inputs::of(self.shared, &step.action, &self.surroundings.platform)?;
+        let inputs = match self.ahead.take() {
+            Some(inputs) => inputs,
+            None => Inputs::of(self.shared, &step.action, &self.surroundings.platform)?,
+        };
         let keys =
             key::of_step(&self.definition, &step.action, &inputs.contents, &self.surroundings);
         self.definition = keys.definition;
-        let (slot, outcome) = match self.look_up(&keys, &step.action)? {
+        let (slot, outcome) = match self.look_up(&keys, &step.action, number)? {
             Some(facts) => {
                 self.root = None;
                 self.walk = None;
@@ -260,21 +272,102 @@ impl<'a> StageRun<'a> {
         Ok(outcome)
     }
 
-    /// Finds the step's layer in the cache.
-    fn look_up(&self, keys: &StepKeys, action: &Action) -> Result<Option<LayerFacts>, Error> {
-        let request = self.shared.request;
-        let wanted = match action {
-            Action::Copy(_) => request.cache_copy,
-            _ => request.cache_run,
-        };
-        if !request.cache || !wanted {
+    /// Finds the step's layer in the local cache, then in the shared one.
+    fn look_up(
+        &mut self,
+        keys: &StepKeys,
+        action: &Action,
+        number: StepNumber,
+    ) -> Result<Option<LayerFacts>, Error> {
+        if !self.shared.is_cached(action) {
             return Ok(None);
         }
-        let cache = &self.shared.workshop.cache;
-        if let Some(record) = cache.record::<StepRecord>(&keys.definition)
-            && let Some(facts) = self.shared.workshop.usable(&record)?
-        {
+        if let Some(facts) = self.look_up_here(keys)? {
             return Ok(Some(facts));
+        }
+        let Some(remote) = self.shared.workshop.remote.clone() else { return Ok(None) };
+        remote.ask(keys);
+        self.ask_ahead(&remote, keys);
+        let answer = remote.answer(keys);
+        remote.tell(self.shared.observer);
+        let answer = match answer {
+            // It ran on some layers: on these?
+            Answer::Ran(step) => {
+                let content = key::on_chain(&self.layer_ids()?, &keys.hint);
+                match step.record.content == Some(content) {
+                    true => Answer::Hit(step),
+                    false => remote.by_content(&content),
+                }
+            }
+            other => other,
+        };
+        match answer {
+            Answer::Hit(step) => self.take_remote(&remote, &step, keys),
+            Answer::Unusable(reason) => {
+                self.shared.observer.observe(Progress::Missed { step: number, reason });
+                Ok(None)
+            }
+            Answer::Ran(_) | Answer::Miss => Ok(None),
+        }
+    }
+
+    /// Asks the shared cache for the steps that follow, as far as their keys can be
+    /// known before this one has ended: the answers come while this one is waited for.
+    fn ask_ahead(&mut self, remote: &Remote, keys: &StepKeys) {
+        let shared = self.shared;
+        let Some(from) = self.ahead.begin() else { return };
+        let mut definition = keys.definition;
+        for (at, step) in self.steps.steps.iter().enumerate().skip(from) {
+            if matches!(step.action, Action::Config | Action::Silent) {
+                continue;
+            }
+            // What the context can't tell has to be built or fetched first. And an
+            // error is told when it is the step's turn.
+            if ahead::needs_other_files(&step.action) {
+                return;
+            }
+            let inputs = Inputs::of(shared, &step.action, &self.surroundings.platform);
+            let Ok(inputs) = inputs else { return };
+            let keys =
+                key::of_step(&definition, &step.action, &inputs.contents, &self.surroundings);
+            definition = keys.definition;
+            let is_here = shared.workshop.cache.get(Bucket::Steps, &definition).is_some();
+            if shared.is_cached(&step.action) && !is_here {
+                remote.ask(&keys);
+            }
+            self.ahead.put(at, inputs);
+        }
+    }
+
+    /// Takes a hit of the shared cache. Its layer stays there until it is needed,
+    /// unless this build compresses in another way.
+    fn take_remote(
+        &self,
+        remote: &Remote,
+        step: &RemoteStep,
+        keys: &StepKeys,
+    ) -> Result<Option<LayerFacts>, Error> {
+        let step = remote.take(step, keys.definition);
+        if remote.fits(&step) {
+            return Ok(layers::facts_of(&step.record));
+        }
+        remote.fetch(&step.layer.digest, true, self.shared.observer)?;
+        Ok(self.shared.workshop.usable(&step.record)?)
+    }
+
+    fn look_up_here(&self, keys: &StepKeys) -> Result<Option<LayerFacts>, Error> {
+        let workshop = self.shared.workshop;
+        let cache = &workshop.cache;
+        let found = |record: &StepRecord, facts: LayerFacts| {
+            if let Some(remote) = &workshop.remote {
+                remote.hit_locally(record, &facts);
+            }
+            Some(facts)
+        };
+        if let Some(record) = cache.record::<StepRecord>(&keys.definition)
+            && let Some(facts) = workshop.usable(&record)?
+        {
+            return Ok(found(&record, facts));
         }
         // Waiting for the layers below pays only if this step was ever run.
         if cache.get(Bucket::Hints, &keys.hint).is_none() {
@@ -284,11 +377,11 @@ impl<'a> StageRun<'a> {
         let Some(mut record) = cache.record_in::<StepRecord>(Bucket::Content, &content) else {
             return Ok(None);
         };
-        let Some(facts) = self.shared.workshop.usable(&record)? else { return Ok(None) };
+        let Some(facts) = workshop.usable(&record)? else { return Ok(None) };
         // Next time the definition answers at once.
         record.definition = keys.definition;
         cache.put(&[(Bucket::Steps, keys.definition, record.encode())])?;
-        Ok(Some(facts))
+        Ok(found(&record, facts))
     }
 
     /// Diff IDs of everything below the next step. Waits for layers on their way.
@@ -345,6 +438,7 @@ impl<'a> StageRun<'a> {
             chain: self.chain.clone(),
             created: now,
             duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            shared: self.shared.is_cached(&step.action),
             overlay,
             slot: Arc::clone(&slot),
         };
@@ -368,9 +462,7 @@ impl<'a> StageRun<'a> {
         if let Some(base) = &self.base {
             lowers.extend(self.shared.base_lowers(base)?);
         }
-        for facts in layers::wait_all(&self.chain)? {
-            lowers.push(self.shared.workshop.lower(&facts)?);
-        }
+        lowers.extend(self.shared.chain_lowers(&self.chain)?);
         let scratch = self.shared.scratch("root")?;
         self.root = Some(Root::new(lowers, scratch)?);
         Ok(())

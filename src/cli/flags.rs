@@ -125,9 +125,16 @@ pub struct Build {
     /// Platform to build for: os/arch[/variant] [default: this machine's]
     #[arg(long, alias = "customPlatform", visible_alias = "platform", value_name = "PLATFORM")]
     pub custom_platform: Option<String>,
-    /// Skip steps whose layers are in the cache
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
-    pub cache: bool,
+    /// Skip steps whose layers are in the cache [default: true]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub cache: Option<bool>,
+    /// Repository, or oci:DIR, of a cache shared between machines, asked after the local
+    /// one [default: none; with --cache given and pushing: DESTINATION/cache]
+    #[arg(long, value_name = "REPOSITORY")]
+    pub cache_repo: Option<String>,
+    /// Do not push steps to the shared cache
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub no_push_cache: bool,
     /// Directory of the cache
     #[arg(long, env = "YADOKARI_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
@@ -277,7 +284,6 @@ pub enum CompressionKind {
 pub const MISSING: &[&str] = &[
     "annotation",
     "bucket",
-    "cache-repo",
     "cache-ttl",
     "credential-helpers",
     "dryrun",
@@ -288,7 +294,6 @@ pub const MISSING: &[&str] = &[
     "image-fs-extract-retry",
     "kaniko-dir",
     "materialize",
-    "no-push-cache",
     "preserve-context",
     "push-ignore-immutable-tag-errors",
     "reproducible",
@@ -339,7 +344,7 @@ mod tests {
                 "--{name}"
             );
         }
-        assert_eq!(missing_flag(["--context", "x", "--cache-repo=y"]), Some("cache-repo"));
+        assert_eq!(missing_flag(["--context", "x", "--bucket=y"]), Some("bucket"));
         assert_eq!(missing_flag(["--", "--git"]), None);
     }
 
@@ -348,7 +353,7 @@ mod tests {
         let words =
             ["executor", "-c", "a", "-d", "x", "--context=b", "--cache", "-d=y", "--cache=0"];
         let build = Executor::try_parse_from(words).expect("valid").build;
-        assert_eq!((build.context.as_str(), build.cache), ("b", false));
+        assert_eq!((build.context.as_str(), build.cache), ("b", Some(false)));
         assert_eq!(build.destination, ["x", "y"]);
         let words = ["yadokari", "build", "--tar-path=a", "--tar-path=b"];
         let Ok(Yadokari { command: Command::Build(build) }) = Yadokari::try_parse_from(words)
@@ -364,9 +369,10 @@ mod tests {
             Executor::try_parse_from(std::iter::once(&"executor").chain(words))
                 .map(|executor| (executor.build.cache, executor.build.no_push))
         };
-        assert_eq!(parse(&[]).ok(), Some((true, None)));
-        assert_eq!(parse(&["--cache=false", "--no-push"]).ok(), Some((false, Some(true))));
-        assert_eq!(parse(&["--cache=0", "--no-push=f"]).ok(), Some((false, Some(false))));
+        assert_eq!(parse(&[]).ok(), Some((None, None)));
+        assert_eq!(parse(&["--cache"]).ok(), Some((Some(true), None)));
+        assert_eq!(parse(&["--cache=false", "--no-push"]).ok(), Some((Some(false), Some(true))));
+        assert_eq!(parse(&["--cache=0", "--no-push=f"]).ok(), Some((Some(false), Some(false))));
         assert!(parse(&["--cache", "true"]).is_err());
         assert!(parse(&["--cache=maybe"]).is_err());
     }

@@ -8,6 +8,8 @@ use super::flags::CompressionKind;
 use super::flags::ImageFormat;
 use super::flags::Snapshot;
 use crate::build::Request;
+use crate::build::request::CachePlace;
+use crate::build::request::RemoteCache;
 use crate::build::request::Secret;
 use crate::build::request::SecretSource;
 use crate::build::request::SnapshotMode;
@@ -59,7 +61,7 @@ pub(super) fn resolve(
             })?,
         None => flags.no_push.unwrap_or(false),
     };
-    let destinations = flags
+    let destinations: Vec<Reference> = flags
         .destination
         .iter()
         .map(|text| {
@@ -98,6 +100,7 @@ pub(super) fn resolve(
         ImageFormat::Oci => Format::Oci,
         ImageFormat::Docker => Format::Docker,
     });
+    let remote = remote(flags, no_push, &destinations)?;
     Ok(Request {
         context: flags.context.clone(),
         context_sub_path: flags.context_sub_path.clone(),
@@ -109,10 +112,11 @@ pub(super) fn resolve(
         labels: pairs("--label", &flags.label)?,
         platform,
         build_platform,
-        cache: flags.cache,
+        cache: flags.cache.unwrap_or(true),
         cache_copy: flags.cache_copy_layers,
         cache_run: flags.cache_run_layers,
         cache_dir: cache_dir(flags, variable),
+        remote,
         snapshot: match flags.snapshot_mode {
             Snapshot::Log => SnapshotMode::Log,
             Snapshot::Full => SnapshotMode::Walk(WalkMode::Full),
@@ -133,6 +137,40 @@ pub(super) fn resolve(
         check_push: !flags.skip_push_permission_check,
         threads,
     })
+}
+
+/// The shared cache. kaniko's default, `<first destination>/cache`, holds where
+/// kaniko would have it: with `--cache` given. Our own cache is on without it, and
+/// a build that nobody told to do so writes to no further repository.
+fn remote(
+    flags: &Build,
+    no_push: bool,
+    destinations: &[Reference],
+) -> Result<Option<RemoteCache>, FlagError> {
+    let place = match (&flags.cache_repo, destinations.first()) {
+        (Some(text), _) => cache_place(text)?,
+        (None, Some(first)) if flags.cache == Some(true) && !no_push => {
+            let text = format!("{}/cache", first.name());
+            cache_place(&text).map_err(|error| {
+                wrong(format!("no place for the shared cache, give --cache-repo: {error}"))
+            })?
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(RemoteCache { place, push: !flags.no_push_cache, ttl: None }))
+}
+
+/// `REPOSITORY`, or `oci:DIR`.
+pub(super) fn cache_place(text: &str) -> Result<CachePlace, FlagError> {
+    if let Some(directory) = text.strip_prefix("oci:") {
+        if directory.is_empty() {
+            return Err(wrong("--cache-repo oci: a directory is expected after it"));
+        }
+        return Ok(CachePlace::Layout(directory.into()));
+    }
+    Reference::parse_destination(text)
+        .map(CachePlace::Registry)
+        .map_err(|error| wrong(format!("--cache-repo {text}: {error}")))
 }
 
 /// `--cache-dir`, or `/cache` where the image has it, or the user's cache directory.
@@ -365,6 +403,24 @@ mod tests {
                 ("NONE".to_owned(), None),
             ]
         );
+    }
+
+    #[test]
+    fn a_shared_cache_is_used_where_kaniko_would_use_one_or_where_it_is_named() {
+        let remote = |words: &[&str]| request(words).map(|request| request.remote);
+        let at = |text: &str| {
+            let place = cache_place(text).expect("a place");
+            Ok(Some(RemoteCache { place, push: true, ttl: None }))
+        };
+        assert_eq!(remote(&["-d=r.test/a/b:1"]), Ok(None));
+        assert_eq!(remote(&["-d=r.test/a/b:1", "-d=r.test/x", "--cache"]), at("r.test/a/b/cache"));
+        assert_eq!(remote(&["-d=r.test/a/b:1", "--cache", "--no-push"]), Ok(None));
+        assert_eq!(remote(&["-d=r.test/a/b:1", "--cache-repo=r.test/c"]), at("r.test/c"));
+        assert_eq!(remote(&["--no-push", "--cache-repo=oci:/x"]), at("oci:/x"));
+        let read_only = remote(&["--no-push", "--cache-repo=r.test/c", "--no-push-cache"]);
+        assert!(read_only.is_ok_and(|remote| remote.is_some_and(|remote| !remote.push)));
+        assert!(remote(&["--no-push", "--cache-repo=oci:"]).is_err());
+        assert!(remote(&["--no-push", "--cache-repo=A B"]).is_err());
     }
 
     #[test]
