@@ -11,6 +11,7 @@ mod ahead;
 pub mod base;
 mod client;
 mod error;
+pub mod inferred;
 pub mod inputs;
 pub mod key;
 mod later;

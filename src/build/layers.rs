@@ -102,6 +102,8 @@ pub struct Job {
     pub duration_ms: u64,
     /// Whether the shared cache gets it too.
     pub shared: bool,
+    /// Key by the definitions of the stages that it reads.
+    pub inferred: Option<Key>,
     /// The root the changes come from; its files are served from the written layer
     /// afterwards.
     pub overlay: Arc<Overlay>,
@@ -323,7 +325,7 @@ impl Workshop {
         puts.push(self.compressed_put(facts));
         self.cache.put(&puts).map_err(LayerError::new)?;
         if let Some(remote) = self.remote.as_ref().filter(|_| job.shared) {
-            remote.made(&record);
+            remote.made(&record, job.inferred);
         }
         Ok(())
     }

@@ -78,6 +78,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// saves.
 const RETRIES: u32 = 1;
 
+/// Pause before it.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+
 /// How long a note that a step is there already is believed, in seconds: somebody
 /// may have cleaned the repository.
 const MARK_LIFE: i64 = 7 * 24 * 3600;
@@ -172,6 +175,7 @@ impl Remote {
                     insecure_pull: registry.insecure || registry.insecure_pull,
                     mirrors: Vec::new(),
                     retries: RETRIES,
+                    retry_delay: RETRY_DELAY,
                     ..registry.clone()
                 };
                 let client = Arc::new(LazyClient::new(options, credentials.clone()));
@@ -241,6 +245,11 @@ impl Remote {
     /// What the cache knows under a content key. Waits for the answer.
     pub fn by_content(&self, content: &Key) -> Answer {
         self.inner.find(&Asked::Content(*content))
+    }
+
+    /// What the cache knows under an inferred key. Waits for the answer.
+    pub fn by_inferred(&self, inferred: &Key) -> Answer {
+        self.inner.find(&Asked::Inferred(*inferred))
     }
 
     /// Takes a hit: from now on its layer can be fetched. `definition` is the key
@@ -326,12 +335,12 @@ impl Remote {
     }
 
     /// A step ran here.
-    pub fn made(&self, record: &StepRecord) {
-        self.inner.remember(record, true);
+    pub fn made(&self, record: &StepRecord, inferred: Option<Key>) {
+        self.inner.remember(record, inferred, true);
     }
 
     /// A step hit locally: if the shared cache may lack it, it is pushed too.
-    pub fn hit_locally(&self, record: &StepRecord, facts: &LayerFacts) {
+    pub fn hit_locally(&self, record: &StepRecord, facts: &LayerFacts, inferred: Option<Key>) {
         if !self.inner.options.push {
             return;
         }
@@ -342,7 +351,7 @@ impl Remote {
         if !is_fresh {
             let mut record = record.clone();
             record.compressed = Some(layers::compressed(&facts.descriptor));
-            self.inner.remember(&record, false);
+            self.inner.remember(&record, inferred, false);
         }
     }
 
@@ -468,10 +477,11 @@ impl Inner {
         // Now it may be known here too.
         let mut puts = step.record.puts();
         puts.push(layers::compressed_put(&layer.diff_id, &step.layer, &step.setting));
+        puts.push(self.mark(&step.record.definition));
         self.cache.put(&puts).map_err(LayerError::new)
     }
 
-    fn remember(&self, record: &StepRecord, is_new: bool) {
+    fn remember(&self, record: &StepRecord, inferred: Option<Key>, is_new: bool) {
         let Some(facts) = layers::facts_of(record) else { return };
         if !self.options.push {
             return;
@@ -479,7 +489,8 @@ impl Inner {
         let mut record = record.clone();
         // What explains misses may name variables: it stays on this machine.
         record.inputs = Vec::new();
-        let step = RemoteStep { record, layer: facts.descriptor, setting: self.setting.clone() };
+        let setting = self.setting.clone();
+        let step = RemoteStep { record, layer: facts.descriptor, setting, inferred };
         lock(&self.unsent).push(Unsent { step, is_new });
     }
 

@@ -15,6 +15,7 @@ use super::Progress;
 use super::ahead;
 use super::ahead::Ahead;
 use super::base::Base;
+use super::inferred;
 use super::inputs::Inputs;
 use super::key;
 use super::key::StepKeys;
@@ -247,6 +248,23 @@ impl<'a> StageRun<'a> {
         number: StepNumber,
         started: Instant,
     ) -> Result<Outcome, Error> {
+        let inferred = match &self.shared.workshop.remote {
+            Some(_) if ahead::needs_other_files(&step.action) => {
+                let parent = &self.definition;
+                // What is wrong with a source is told when it is read.
+                inferred::key_of(self.shared, parent, &step.action, &self.surroundings)
+                    .unwrap_or_default()
+            }
+            _ => None,
+        };
+        if let Some(key) = &inferred
+            && let Some(facts) = self.inferred_hit(key, &step.action)?
+        {
+            self.root = None;
+            self.walk = None;
+            self.add_layer(step, layers::ready(facts), true);
+            return Ok(Outcome::Cached);
+        }
         let inputs = match self.ahead.take() {
             Some(inputs) => inputs,
             None => Inputs::of(self.shared, &step.action, &self.surroundings.platform)?,
@@ -254,7 +272,7 @@ impl<'a> StageRun<'a> {
         let keys =
             key::of_step(&self.definition, &step.action, &inputs.contents, &self.surroundings);
         self.definition = keys.definition;
-        let (slot, outcome) = match self.look_up(&keys, &step.action, number)? {
+        let (slot, outcome) = match self.look_up(&keys, &step.action, inferred, number)? {
             Some(facts) => {
                 self.root = None;
                 self.walk = None;
@@ -263,13 +281,38 @@ impl<'a> StageRun<'a> {
             None => {
                 self.misses += 1;
                 self.shared.first_miss(self.index);
-                (self.execute(step, inputs, keys, number, started)?, Outcome::Done)
+                (self.execute(step, inputs, keys, inferred, number, started)?, Outcome::Done)
             }
         };
-        self.shared.layer_coming(self.index, &slot, outcome == Outcome::Cached);
+        self.add_layer(step, slot, outcome == Outcome::Cached);
+        Ok(outcome)
+    }
+
+    fn add_layer(&mut self, step: &Step, slot: LayerSlot, cached: bool) {
+        self.shared.layer_coming(self.index, &slot, cached);
         self.chain.push(Arc::clone(&slot));
         self.rows.push(Row { created_by: step.created_by.clone(), layer: Some(slot) });
-        Ok(outcome)
+    }
+
+    /// Finds a step that reads other stages in the shared cache, where what it reads
+    /// isn't here; goes on with the definition key that it had there.
+    fn inferred_hit(&mut self, key: &Key, action: &Action) -> Result<Option<LayerFacts>, Error> {
+        let shared = self.shared;
+        let Some(remote) = &shared.workshop.remote else { return Ok(None) };
+        if !shared.is_cached(action)
+            || inferred::is_here(shared, action, &self.surroundings.platform)?
+        {
+            return Ok(None);
+        }
+        let answer = remote.by_inferred(key);
+        remote.tell(shared.observer);
+        let Answer::Hit(step) = answer else { return Ok(None) };
+        let definition = step.record.definition;
+        let facts = self.take_remote(remote, &step, definition)?;
+        if facts.is_some() {
+            self.definition = definition;
+        }
+        Ok(facts)
     }
 
     /// Finds the step's layer in the local cache, then in the shared one.
@@ -277,12 +320,13 @@ impl<'a> StageRun<'a> {
         &mut self,
         keys: &StepKeys,
         action: &Action,
+        inferred: Option<Key>,
         number: StepNumber,
     ) -> Result<Option<LayerFacts>, Error> {
         if !self.shared.is_cached(action) {
             return Ok(None);
         }
-        if let Some(facts) = self.look_up_here(keys)? {
+        if let Some(facts) = self.look_up_here(keys, inferred)? {
             return Ok(Some(facts));
         }
         let Some(remote) = self.shared.workshop.remote.clone() else { return Ok(None) };
@@ -302,7 +346,7 @@ impl<'a> StageRun<'a> {
             other => other,
         };
         match answer {
-            Answer::Hit(step) => self.take_remote(&remote, &step, keys),
+            Answer::Hit(step) => self.take_remote(&remote, &step, keys.definition),
             Answer::Unusable(reason) => {
                 self.shared.observer.observe(Progress::Missed { step: number, reason });
                 Ok(None)
@@ -345,9 +389,9 @@ impl<'a> StageRun<'a> {
         &self,
         remote: &Remote,
         step: &RemoteStep,
-        keys: &StepKeys,
+        definition: Key,
     ) -> Result<Option<LayerFacts>, Error> {
-        let step = remote.take(step, keys.definition);
+        let step = remote.take(step, definition);
         if remote.fits(&step) {
             return Ok(layers::facts_of(&step.record));
         }
@@ -355,12 +399,16 @@ impl<'a> StageRun<'a> {
         Ok(self.shared.workshop.usable(&step.record)?)
     }
 
-    fn look_up_here(&self, keys: &StepKeys) -> Result<Option<LayerFacts>, Error> {
+    fn look_up_here(
+        &self,
+        keys: &StepKeys,
+        inferred: Option<Key>,
+    ) -> Result<Option<LayerFacts>, Error> {
         let workshop = self.shared.workshop;
         let cache = &workshop.cache;
         let found = |record: &StepRecord, facts: LayerFacts| {
             if let Some(remote) = &workshop.remote {
-                remote.hit_locally(record, &facts);
+                remote.hit_locally(record, &facts, inferred);
             }
             Some(facts)
         };
@@ -401,6 +449,7 @@ impl<'a> StageRun<'a> {
         step: &Step,
         inputs: Inputs,
         keys: StepKeys,
+        inferred: Option<Key>,
         number: StepNumber,
         started: Instant,
     ) -> Result<LayerSlot, Error> {
@@ -439,6 +488,7 @@ impl<'a> StageRun<'a> {
             created: now,
             duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             shared: self.shared.is_cached(&step.action),
+            inferred,
             overlay,
             slot: Arc::clone(&slot),
         };

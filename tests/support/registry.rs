@@ -215,6 +215,33 @@ impl Registry {
         self.state().manifests.get(&key).map(|(kind, bytes)| (kind.clone(), bytes.to_vec()))
     }
 
+    /// Tags of a repository with their manifests.
+    pub(crate) fn manifests(&self, repository: &str) -> Vec<(String, Vec<u8>)> {
+        let state = self.state();
+        let tagged = state
+            .manifests
+            .iter()
+            .filter(|((of, name), _)| of == repository && !name.contains(':'));
+        let mut all: Vec<_> =
+            tagged.map(|((_, tag), (_, bytes))| (tag.clone(), bytes.to_vec())).collect();
+        all.sort();
+        all
+    }
+
+    /// Every blob of a repository becomes `bytes`, whatever its digest.
+    pub(crate) fn replace_blobs(&self, repository: &str, bytes: &[u8]) {
+        for ((of, _), blob) in &mut self.state().blobs {
+            if of == repository {
+                *blob = Arc::new(bytes.to_vec());
+            }
+        }
+    }
+
+    /// Every blob of a repository goes.
+    pub(crate) fn remove_blobs(&self, repository: &str) {
+        self.state().blobs.retain(|(of, _), _| of != repository);
+    }
+
     /// Upload sessions neither finished nor cancelled.
     pub(crate) fn open_uploads(&self) -> usize {
         self.state().uploads.len()

@@ -4,13 +4,15 @@
 //! ```text
 //! <cache repository>:<definition key>   ┐
 //! <cache repository>:<content key>      ├ one manifest
+//! <cache repository>:<inferred key>     │
 //! <cache repository>:<hint>             ┘
 //!   artifactType, config.mediaType   application/vnd.yadokari.step.v1+json
 //!   config                           the record (below), also inline as `data`
 //!   layers                           the step's layer, the same blob as in the image
 //! ```
 //!
-//! The keys are those of [`crate::build::key`], as 64 hex digits. The record is
+//! The keys are those of [`crate::build::key`], as 64 hex digits; the inferred one is
+//! there for steps that read another stage, see [`crate::build::inferred`]. The record is
 //! JSON: keys, diff ID, time, compression. It holds no instruction, no variable, no
 //! name of a file: only hashes of them.
 //!
@@ -66,6 +68,8 @@ pub struct RemoteStep {
     pub layer: Descriptor,
     /// Label of the compression that made it.
     pub setting: String,
+    /// Key by the definitions of the stages that it reads.
+    pub inferred: Option<Key>,
 }
 
 /// Which of its keys a record was asked by.
@@ -75,6 +79,8 @@ pub enum Asked {
     Definition(Key),
     /// The content key.
     Content(Key),
+    /// The key by the definitions of the stages that it reads.
+    Inferred(Key),
     /// The step by itself.
     Hint(Key),
 }
@@ -83,7 +89,9 @@ impl Asked {
     /// The key, which is the tag.
     pub fn key(&self) -> &Key {
         match self {
-            Self::Definition(key) | Self::Content(key) | Self::Hint(key) => key,
+            Self::Definition(key) | Self::Content(key) | Self::Inferred(key) | Self::Hint(key) => {
+                key
+            }
         }
     }
 }
@@ -148,6 +156,8 @@ struct Document {
     content: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inferred: Option<String>,
     diff_id: DiffId,
     layer: Digest,
     setting: String,
@@ -179,6 +189,7 @@ pub fn encode(step: &RemoteStep) -> Artifact {
         definition: step.record.definition.to_string(),
         content: of(step.record.content),
         hint: of(step.record.hint),
+        inferred: of(step.inferred),
         diff_id: DiffId::from_bytes(step.record.diff_id),
         layer: step.layer.digest,
         setting: step.setting.clone(),
@@ -296,9 +307,11 @@ impl Outline {
             hint: document.hint.as_deref().map(key).transpose()?,
             duration_ms: document.duration_ms,
         };
+        let inferred = document.inferred.as_deref().map(key).transpose()?;
         let belongs = match asked {
             Asked::Definition(key) => record.definition == *key,
             Asked::Content(key) => record.content == Some(*key),
+            Asked::Inferred(key) => inferred == Some(*key),
             Asked::Hint(key) => record.hint == Some(*key),
         };
         if !belongs {
@@ -321,7 +334,7 @@ impl Outline {
         if document.setting.len() > SETTING_MAX || !printable {
             return Err(Defect::Impossible("compression"));
         }
-        Ok(RemoteStep { record, layer: self.layer, setting: document.setting })
+        Ok(RemoteStep { record, layer: self.layer, setting: document.setting, inferred })
     }
 }
 

@@ -119,7 +119,8 @@ impl Place {
         open: &dyn Fn(&Digest) -> io::Result<File>,
         mount_from: &[Reference],
     ) -> Result<(), PlaceError> {
-        let keys = [Some(step.record.definition), step.record.content, step.record.hint];
+        let record = &step.record;
+        let keys = [Some(record.definition), record.content, step.inferred, record.hint];
         let names: Vec<String> = keys.iter().flatten().map(ToString::to_string).collect();
         match self {
             Self::Registry { repository, client } => {

@@ -31,6 +31,7 @@ fn step() -> RemoteStep {
         },
         layer,
         setting: "gzip-members-1".to_owned(),
+        inferred: Some(key(4)),
     }
 }
 
@@ -60,7 +61,13 @@ fn defect(in_manifest: impl Fn(&mut Value), in_record: impl Fn(&mut Value)) -> S
 #[test]
 fn a_step_survives_a_round_trip_under_each_of_its_keys() {
     let artifact = encode(&step());
-    for asked in [Asked::Definition(key(1)), Asked::Content(key(2)), Asked::Hint(key(3))] {
+    let asked = [
+        Asked::Definition(key(1)),
+        Asked::Content(key(2)),
+        Asked::Hint(key(3)),
+        Asked::Inferred(key(4)),
+    ];
+    for asked in asked {
         assert_eq!(read(&artifact.manifest, asked).expect("valid"), step());
     }
     assert!(matches!(read(&artifact.manifest, Asked::Definition(key(2))), Err(Defect::OtherKey)));
