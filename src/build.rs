@@ -26,6 +26,7 @@ mod shared;
 pub mod slot;
 pub mod stage;
 mod tail;
+mod warm;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,6 +44,9 @@ pub use progress::Observer;
 pub use progress::Progress;
 pub use publish::Pushed;
 pub use request::Request;
+pub use warm::Warm;
+pub use warm::Warmed;
+pub use warm::warm;
 
 use crate::context::Context;
 use crate::context::Location;
@@ -71,6 +75,7 @@ use client::LazyClient;
 use layers::Workshop;
 use publish::Uploads;
 use remote::Remote;
+use shared::Mode;
 use shared::Shared;
 use stage::Finished;
 
@@ -113,7 +118,7 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     if let Some(below) = &request.context_sub_path {
         context = context.below(&RootPath::clamped(below.as_bytes()).unwrap_or_default())?;
     }
-    let (dockerfile, ignore) = read_dockerfile(request, &context)?;
+    let (dockerfile, ignore) = read_dockerfile(request.dockerfile.as_deref(), &context)?;
     for warning in &dockerfile.warnings {
         let place = dockerfile::Error::at(&dockerfile, warning.span, &warning.message);
         crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
@@ -183,33 +188,64 @@ impl Ready<'_> {
         )))
     }
 
+    fn workshop(&self, remote: Option<&Arc<Remote>>) -> Workshop {
+        Workshop {
+            store: Arc::clone(self.store),
+            cache: Arc::clone(self.cache),
+            remote: remote.cloned(),
+            compression: self.request.compression,
+            media_type: layer_media_type(self.request.compression).to_owned(),
+            clamp: self.clamp,
+            threads: self.request.threads,
+        }
+    }
+
+    fn shared<'b>(
+        &'b self,
+        mode: Mode,
+        workshop: &'b Workshop,
+        uploads: Option<&'b Uploads<'b>>,
+    ) -> Shared<'b> {
+        Shared::new(
+            self.request,
+            mode,
+            self.dockerfile,
+            self.plan,
+            self.context,
+            self.ignore.clone(),
+            workshop,
+            self.bases,
+            uploads,
+            self.crew,
+        )
+    }
+
+    /// Fetches what the shared cache has of the steps, running none.
+    fn fetch_steps(&self, mode: Mode) -> Result<(), Error> {
+        let Some(remote) = self.remote() else { return Ok(()) };
+        let workshop = self.workshop(Some(&remote));
+        let shared = self.shared(mode, &workshop, None);
+        let walked = shared.run_stages();
+        shared.save_context_digests();
+        remote.fetch_hits(self.crew.observer)?;
+        if let Some(reason) = remote.trouble() {
+            return Err(Error::SharedCache(reason));
+        }
+        remote.tell(self.crew.observer);
+        match walked {
+            Err(error) if !matches!(error.cause(), Error::NotCached) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Builds and delivers, with the help of `remote`.
     fn attempt(&self, remote: Option<&Arc<Remote>>) -> Result<Report, Error> {
-        let Self { request, crew, dockerfile, plan, context, bases, store, cache, clamp, .. } =
-            *self;
-        let workshop = Workshop {
-            store: Arc::clone(store),
-            cache: Arc::clone(cache),
-            remote: remote.cloned(),
-            compression: request.compression,
-            media_type: layer_media_type(request.compression).to_owned(),
-            clamp,
-            threads: request.threads,
-        };
+        let Self { request, crew, plan, bases, cache, clamp, .. } = *self;
+        let workshop = self.workshop(remote);
         let uploads = (request.push && !request.destinations.is_empty()).then(|| {
             Uploads::new(bases, request.destinations.clone(), request.check_push, crew.observer)
         });
-        let shared = Shared::new(
-            request,
-            dockerfile,
-            plan,
-            context,
-            self.ignore.clone(),
-            &workshop,
-            bases,
-            uploads.as_ref(),
-            crew,
-        );
+        let shared = self.shared(Mode::Build, &workshop, uploads.as_ref());
 
         let built = shared.run_stages();
         shared.save_context_digests();
@@ -251,8 +287,8 @@ impl Ready<'_> {
 }
 
 /// Reads the Dockerfile and the ignore rules that go with it.
-fn read_dockerfile(request: &Request, context: &Context) -> Result<(Dockerfile, Matcher), Error> {
-    let file = context.dockerfile(request.dockerfile.as_deref(), Path::new("."))?;
+fn read_dockerfile(name: Option<&str>, context: &Context) -> Result<(Dockerfile, Matcher), Error> {
+    let file = context.dockerfile(name, Path::new("."))?;
     let dockerfile = dockerfile::parse(&file.name, &file.text)?;
     let ignore = match &file.ignore {
         Some(rules) => Matcher::parse(&rules.text)
@@ -260,6 +296,16 @@ fn read_dockerfile(request: &Request, context: &Context) -> Result<(Dockerfile, 
         None => Matcher::default(),
     };
     Ok((dockerfile, ignore))
+}
+
+/// What the caller decides about a plan.
+fn plan_options(request: &Request) -> plan::Options {
+    plan::Options {
+        build_args: request.build_args.clone(),
+        target: request.target.clone(),
+        platform: request.platform.clone(),
+        build_platform: request.build_platform.clone(),
+    }
 }
 
 /// Plans the stages. Triggers out of base images may name further stages, so bases
@@ -270,13 +316,7 @@ fn plan_stages(
     bases: &Bases,
     crew: &Crew<'_>,
 ) -> Result<Plan, Error> {
-    let options = plan::Options {
-        build_args: request.build_args.clone(),
-        target: request.target.clone(),
-        platform: request.platform.clone(),
-        build_platform: request.build_platform.clone(),
-    };
-    let mut plan = plan::plan(dockerfile, &options)?;
+    let mut plan = plan::plan(dockerfile, &plan_options(request))?;
     for warning in &plan.warnings {
         let place = dockerfile::Error::at(dockerfile, warning.span, &warning.message);
         crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));

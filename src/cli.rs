@@ -2,12 +2,13 @@
 //!
 //! `flags` is what was typed, `request` what it means, `report` the only place
 //! that prints. The same binary is `yadokari` and, by the name it is called,
-//! kaniko's `executor`.
+//! kaniko's `executor` or `warmer`.
 
 pub mod flags;
 mod interrupt;
 mod report;
 mod request;
+mod warm;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -31,7 +32,9 @@ use flags::Command;
 use flags::Executor;
 use flags::ExecutorCommand;
 use flags::LogFormat;
+use flags::Logging;
 use flags::Verbosity;
+use flags::Warmer;
 use flags::Yadokari;
 use report::Reporter;
 
@@ -47,7 +50,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         .unwrap_or_default();
     let as_executor = name == "executor";
     let words = arguments.iter().skip(1).filter_map(|word| word.to_str());
-    if let Some(missing) = flags::missing_flag(words) {
+    // The warmer has all of kaniko's.
+    let is_warmer = name == "warmer" || words.clone().next() == Some("warm");
+    if let Some(missing) = flags::missing_flag(words).filter(|_| !is_warmer) {
         eprintln(&format!("error: --{missing} is not there yet; nothing was built"));
         return ExitCode::from(FAILURE);
     }
@@ -56,6 +61,8 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
             Some(ExecutorCommand::Version) => Command::Version,
             None => Command::Build(Box::new(executor.build)),
         })
+    } else if name == "warmer" {
+        Warmer::try_parse_from(arguments).map(|warmer| Command::Warm(Box::new(warmer.warm)))
     } else {
         Yadokari::try_parse_from(arguments).map(|yadokari| yadokari.command)
     };
@@ -65,6 +72,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Build(flags)) => run_build(&flags),
+        Ok(Command::Warm(flags)) => warm::run(&flags),
         Err(error) => {
             // Help and version are no errors and go to standard output.
             let _ = error.print();
@@ -74,8 +82,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn run_build(flags: &Build) -> ExitCode {
-    let reporter = Reporter::new(flags.log_format, flags.verbosity, flags.log_timestamp);
-    start_logging(flags);
+    let logging = &flags.logging;
+    let reporter = Reporter::new(logging.log_format, logging.verbosity, logging.log_timestamp);
+    start_logging(logging);
     let variable = |name: &str| std::env::var(name).ok();
     let request = match request::resolve(flags, &variable) {
         Ok(request) => request,
@@ -184,7 +193,7 @@ fn eprintln(text: &str) {
 }
 
 /// Diagnostics of our own modules, on standard error, with `--verbosity=debug`.
-fn start_logging(flags: &Build) {
+fn start_logging(flags: &Logging) {
     let level = match flags.verbosity {
         Verbosity::Panic | Verbosity::Fatal | Verbosity::Error => "error",
         Verbosity::Warn | Verbosity::Info => "warn",

@@ -200,6 +200,57 @@ impl Bases {
         Ok(())
     }
 
+    /// Brings the compressed blob of a registry's image into the store, going on where
+    /// somebody stopped; of one process or several at once, one does it. Unlike
+    /// [`Bases::ensure_layer`] it reads the blob again to index it, so it is for those
+    /// whom nobody waits for.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fetch_resumably(
+        &self,
+        base: &Base,
+        layer: &BaseLayer,
+        observer: &dyn Observer,
+    ) -> Result<(), Error> {
+        let Origin::Registry(reference) = &base.origin else { return Ok(()) };
+        let descriptor = &layer.descriptor;
+        let is_here = || self.store.has_blob(&descriptor.digest, Some(descriptor.size));
+        if is_here()? {
+            return Ok(());
+        }
+        loop {
+            let mut partial = self.store.partial_blob(&descriptor.digest)?;
+            if is_here()? {
+                partial.discard();
+                return Ok(());
+            }
+            let begun = partial.length();
+            let from = if begun > 0 { format!(" from byte {begun}") } else { String::new() };
+            observer.observe(Progress::Note(format!(
+                "pulling {} ({} bytes){from}",
+                descriptor.digest, descriptor.size
+            )));
+            let mut copy = || -> io::Result<()> {
+                let client = self.client.get().map_err(io::Error::other)?;
+                let mut begun = partial.reader().map_err(io::Error::other)?;
+                let mut rest = client.rest_of_blob(reference, descriptor, &mut begun)?;
+                io::copy(&mut rest, &mut partial).map(drop)
+            };
+            let Err(source) = copy() else {
+                return Ok(partial.commit(&descriptor.digest)?);
+            };
+            let is_damaged = source.kind() == io::ErrorKind::InvalidData;
+            if is_damaged {
+                partial.discard();
+            }
+            // What was here may have been wrong, and not what came.
+            if !is_damaged || begun == 0 {
+                return Err(Error::Fetch { digest: descriptor.digest, source });
+            }
+        }
+    }
+
     /// Makes sure that the compressed blob is in the store, for pushing it elsewhere.
     ///
     /// # Errors

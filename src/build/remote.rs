@@ -131,9 +131,11 @@ struct Question {
     slot: Arc<Slot<Answer>>,
 }
 
-/// A hit whose layer may not be here yet.
+/// Hits with one layer, which may not be here yet.
 struct Held {
     step: RemoteStep,
+    /// To be put when the layer is here. Several steps may have made the same one.
+    records: Mutex<Vec<StepRecord>>,
     /// Held while it is fetched: one does it, others wait.
     fetching: Mutex<()>,
 }
@@ -151,7 +153,8 @@ struct Trouble {
     stopped: bool,
     /// Nothing is pushed either: there is no answer, or no sense in it.
     broken: bool,
-    reported: bool,
+    /// In words; told.
+    reason: Option<String>,
     notices: Vec<String>,
 }
 
@@ -257,8 +260,24 @@ impl Remote {
     pub fn take(&self, step: &RemoteStep, definition: Key) -> RemoteStep {
         let mut step = step.clone();
         step.record.definition = definition;
-        let held = Held { step: step.clone(), fetching: Mutex::new(()) };
-        lock(&self.inner.layers).entry(step.layer.digest).or_insert_with(|| Arc::new(held));
+        let held = {
+            let mut layers = lock(&self.inner.layers);
+            let held = layers.entry(step.layer.digest).or_insert_with(|| {
+                Arc::new(Held {
+                    step: step.clone(),
+                    records: Mutex::default(),
+                    fetching: Mutex::new(()),
+                })
+            });
+            lock(&held.records).push(step.record.clone());
+            Arc::clone(held)
+        };
+        let blob = (&step.layer.digest, Some(step.layer.size));
+        if matches!(self.inner.store.has_blob(blob.0, blob.1), Ok(true))
+            && let Err(error) = self.inner.put_records(&held)
+        {
+            tracing::debug!(%error, "a hit of the shared cache is not noted here");
+        }
         step
     }
 
@@ -281,7 +300,8 @@ impl Remote {
         let held = lock(&self.inner.layers).get(digest).cloned();
         let Some(held) = held else { return Ok(false) };
         let _one = lock(&held.fetching);
-        match self.inner.fetch(&held.step, indexed, observer) {
+        let fetched = self.inner.fetch(&held.step, indexed, observer);
+        match fetched.and_then(|()| self.inner.put_records(&held)) {
             Ok(()) => Ok(true),
             Err(error) => {
                 self.inner.is_lost.store(true, Ordering::Relaxed);
@@ -319,6 +339,15 @@ impl Remote {
         })
     }
 
+    /// [`Remote::fetch`] of every hit, ready to be stacked.
+    ///
+    /// # Errors
+    /// The first that can't be had.
+    pub fn fetch_hits(&self, observer: &dyn Observer) -> Result<(), LayerError> {
+        let digests: Vec<Digest> = lock(&self.inner.layers).keys().copied().collect();
+        self.fetch_all(&digests, true, observer)
+    }
+
     /// Whether a layer is a hit's, here or not.
     pub fn has_layer(&self, digest: &Digest) -> bool {
         lock(&self.inner.layers).contains_key(digest)
@@ -353,6 +382,15 @@ impl Remote {
             record.compressed = Some(layers::compressed(&facts.descriptor));
             self.inner.remember(&record, inferred, false);
         }
+    }
+
+    /// Why nobody asks any more, if that is so; it needn't be told then.
+    pub fn trouble(&self) -> Option<String> {
+        let mut trouble = lock(&self.inner.trouble);
+        trouble
+            .reason
+            .take()
+            .inspect(|reason| trouble.notices.retain(|notice| !notice.starts_with(reason)))
     }
 
     /// What is to be told of the cache, once.
@@ -474,11 +512,23 @@ impl Inner {
             io::copy(&mut source, &mut blob).map_err(LayerError::new)?;
         }
         blob.commit(Some(&digest)).map_err(LayerError::new)?;
-        // Now it may be known here too.
-        let mut puts = step.record.puts();
-        puts.push(layers::compressed_put(&layer.diff_id, &step.layer, &step.setting));
-        puts.push(self.mark(&step.record.definition));
-        self.cache.put(&puts).map_err(LayerError::new)
+        Ok(())
+    }
+
+    /// The layer is here: now the local cache may know its steps.
+    fn put_records(&self, held: &Held) -> Result<(), LayerError> {
+        let step = &held.step;
+        let diff_id = DiffId::from_bytes(step.record.diff_id);
+        let mut puts = Vec::new();
+        for record in std::mem::take(&mut *lock(&held.records)) {
+            puts.extend(record.puts());
+            puts.push(self.mark(&record.definition));
+        }
+        if !puts.is_empty() {
+            puts.push(layers::compressed_put(&diff_id, &step.layer, &step.setting));
+            self.cache.put(&puts).map_err(LayerError::new)?;
+        }
+        Ok(())
     }
 
     fn remember(&self, record: &StepRecord, inferred: Option<Key>, is_new: bool) {
@@ -499,12 +549,10 @@ impl Inner {
         let mut trouble = lock(&self.trouble);
         trouble.stopped = true;
         trouble.broken |= broken;
-        if !trouble.reported {
-            trouble.reported = true;
-            trouble.notices.push(format!(
-                "the cache {} can't be used, the build goes on without it: {reason}",
-                self.name
-            ));
+        if trouble.reason.is_none() {
+            let text = format!("the cache {} can't be used: {reason}", self.name);
+            trouble.notices.push(format!("{text}; the build goes on without it"));
+            trouble.reason = Some(text);
         }
     }
 

@@ -17,6 +17,7 @@ use yadokari_cache::ContextRoot;
 use super::Crew;
 use super::Error;
 use super::Progress;
+use super::ahead;
 use super::base::Base;
 use super::base::Bases;
 use super::layers;
@@ -54,12 +55,26 @@ use crate::tree::Timestamp;
 /// Largest secret that is accepted, in bytes, as BuildKit's.
 const SECRET_LIMIT: u64 = 500 << 10;
 
+/// What is done with a step that is in no cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// It runs.
+    Build,
+    /// The stage ends there.
+    Warm {
+        /// Whether there is a build context to compute keys with.
+        has_context: bool,
+    },
+}
+
 type StageSlot = Arc<Slot<Result<Arc<Finished>, Arc<Error>>>>;
 
 /// See the module.
 pub struct Shared<'a> {
     /// What is asked for.
     pub request: &'a Request,
+    /// Whether anything is to be run.
+    pub mode: Mode,
     /// The Dockerfile, for messages.
     pub dockerfile: &'a Dockerfile,
     /// Its stages.
@@ -132,6 +147,7 @@ impl<'a> Shared<'a> {
     #[expect(clippy::too_many_arguments, reason = "one call, in build.rs; each is a part")]
     pub fn new(
         request: &'a Request,
+        mode: Mode,
         dockerfile: &'a Dockerfile,
         plan: &'a Plan,
         context: &'a Context,
@@ -143,6 +159,7 @@ impl<'a> Shared<'a> {
     ) -> Self {
         Self {
             request,
+            mode,
             dockerfile,
             plan,
             context,
@@ -175,8 +192,11 @@ impl<'a> Shared<'a> {
                         .unwrap_or(Err(Error::Panic));
                     let is_lost =
                         self.workshop.remote.as_ref().is_some_and(|remote| remote.is_lost());
+                    let is_absent = finished
+                        .as_ref()
+                        .is_err_and(|error| matches!(error.cause(), Error::NotCached));
                     // Others may go on: what they finish isn't done again.
-                    if finished.is_err() && !is_lost {
+                    if finished.is_err() && !is_lost && !is_absent {
                         self.cancel.cancel();
                     }
                     let slot = lock(&self.state.stages).entry(index).or_default().clone();
@@ -186,7 +206,8 @@ impl<'a> Shared<'a> {
         });
         let failures: Vec<Error> =
             self.plan.needed.iter().filter_map(|&index| self.stage(index).err()).collect();
-        let by_itself = |error: &Error| !matches!(error.cause(), Error::Interrupted);
+        let by_itself =
+            |error: &Error| !matches!(error.cause(), Error::Interrupted | Error::NotCached);
         let position = failures.iter().position(by_itself).unwrap_or(0);
         match failures.into_iter().nth(position) {
             Some(error) => Err(error),
@@ -211,6 +232,11 @@ impl<'a> Shared<'a> {
             _ => self.request.cache_run,
         };
         self.request.cache && wanted
+    }
+
+    /// Whether a step reads files that there are none of.
+    pub fn lacks_files(&self, action: &Action) -> bool {
+        self.mode == Mode::Warm { has_context: false } && ahead::needs_context(action)
     }
 
     /// The layers of a base image, fetched where they are missing, several at once.

@@ -30,6 +30,7 @@ use super::remote::Answer;
 use super::remote::Remote;
 use super::remote::RemoteStep;
 use super::request::SnapshotMode;
+use super::shared::Mode;
 use super::shared::Shared;
 use super::slot::Slot;
 use crate::change::ChangeLog;
@@ -221,7 +222,11 @@ impl<'a> StageRun<'a> {
                 self.saving.push_back(Saving { number, elapsed: started.elapsed(), slot });
             }
             outcome => {
-                let outcome = outcome.as_ref().map_or(Outcome::Failed, Clone::clone);
+                let outcome = match outcome {
+                    Ok(outcome) => outcome.clone(),
+                    Err(error) if matches!(error.cause(), Error::NotCached) => Outcome::Absent,
+                    Err(_) => Outcome::Failed,
+                };
                 let elapsed = started.elapsed();
                 shared.observer.observe(Progress::Finished { step: number, outcome, elapsed });
             }
@@ -248,6 +253,9 @@ impl<'a> StageRun<'a> {
         number: StepNumber,
         started: Instant,
     ) -> Result<Outcome, Error> {
+        if self.shared.lacks_files(&step.action) {
+            return Err(Error::NotCached);
+        }
         let inferred = match &self.shared.workshop.remote {
             Some(_) if ahead::needs_other_files(&step.action) => {
                 let parent = &self.definition;
@@ -278,6 +286,7 @@ impl<'a> StageRun<'a> {
                 self.walk = None;
                 (layers::ready(facts), Outcome::Cached)
             }
+            None if self.shared.mode != Mode::Build => return Err(Error::NotCached),
             None => {
                 self.misses += 1;
                 self.shared.first_miss(self.index);
@@ -367,7 +376,7 @@ impl<'a> StageRun<'a> {
             }
             // What the context can't tell has to be built or fetched first. And an
             // error is told when it is the step's turn.
-            if ahead::needs_other_files(&step.action) {
+            if ahead::needs_other_files(&step.action) || shared.lacks_files(&step.action) {
                 return;
             }
             let inputs = Inputs::of(shared, &step.action, &self.surroundings.platform);

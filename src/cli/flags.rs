@@ -4,6 +4,9 @@
 //! `--x=true` and `--x=false`; nothing that is known but not there yet is ignored:
 //! see [`MISSING`].
 
+mod groups;
+mod warm;
+
 use std::path::PathBuf;
 
 use clap::ArgAction;
@@ -11,6 +14,11 @@ use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
+
+pub use groups::Logging;
+pub use groups::Pull;
+pub use warm::Warm;
+pub use warm::Warmer;
 
 /// Builds container images from Dockerfiles, inside a container, without a daemon.
 #[derive(Debug, Parser)]
@@ -26,6 +34,8 @@ pub struct Yadokari {
 pub enum Command {
     /// Build an image from a Dockerfile and push it
     Build(Box<Build>),
+    /// Fetch base images, and steps of a shared cache, ahead of builds
+    Warm(Box<Warm>),
     /// Print the version
     Version,
 }
@@ -177,36 +187,12 @@ pub struct Build {
     /// Plain HTTP for the destinations
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub insecure: bool,
-    /// Plain HTTP for pulling
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
-    pub insecure_pull: bool,
-    /// Registry to reach by plain HTTP; may be repeated
-    #[arg(long, value_name = "HOST")]
-    pub insecure_registry: Vec<String>,
     /// Do not check certificates when pushing and pulling
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub skip_tls_verify: bool,
-    /// Do not check certificates when pulling
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
-    pub skip_tls_verify_pull: bool,
-    /// Registry whose certificate is not checked; may be repeated
-    #[arg(long, value_name = "HOST")]
-    pub skip_tls_verify_registry: Vec<String>,
-    /// HOST=FILE.pem to trust for a registry; may be repeated
-    #[arg(long, value_name = "HOST=FILE")]
-    pub registry_certificate: Vec<String>,
-    /// HOST=CERT,KEY to present to a registry; may be repeated
-    #[arg(long, value_name = "HOST=CERT,KEY")]
-    pub registry_client_cert: Vec<String>,
-    /// Mirror of Docker Hub; may be repeated
-    #[arg(long, value_name = "HOST")]
-    pub registry_mirror: Vec<String>,
-    /// ORIGIN=NEW[;ORIGIN=NEW]: another place to pull from; may be repeated
-    #[arg(long, value_name = "MAP")]
-    pub registry_map: Vec<String>,
-    /// Fail when no mirror answers
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
-    pub skip_default_registry_fallback: bool,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub pull: Pull,
     /// Do not check before building that pushing is allowed
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub skip_push_permission_check: bool,
@@ -216,15 +202,9 @@ pub struct Build {
     /// Further tries of a failed pull request
     #[arg(long, default_value_t = 0)]
     pub image_download_retry: u32,
-    /// How much is told
-    #[arg(short, long, value_enum, default_value = "info")]
-    pub verbosity: Verbosity,
-    /// How log lines look
-    #[arg(long, value_enum, default_value = "color")]
-    pub log_format: LogFormat,
-    /// Put the time before each line
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
-    pub log_timestamp: bool,
+    /// What is told.
+    #[command(flatten)]
+    pub logging: Logging,
     /// Flags of kaniko that need nothing here: unused stages are always skipped,
     /// nothing is left behind that would have to be cleaned up, no layer is ever
     /// held in memory, and there is no walk to replace.
@@ -301,7 +281,7 @@ pub const MISSING: &[&str] = &[
 ];
 
 /// A boolean as pflag reads it.
-fn boolean(text: &str) -> Result<bool, String> {
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -333,6 +313,7 @@ mod tests {
     fn the_command_lines_are_consistent() {
         Yadokari::command().debug_assert();
         Executor::command().debug_assert();
+        Warmer::command().debug_assert();
     }
 
     #[test]

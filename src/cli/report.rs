@@ -160,6 +160,7 @@ impl Observer for Reporter {
                 let (word, color) = match outcome {
                     Outcome::Cached => ("CACHED", "36"),
                     Outcome::Done => ("DONE", ""),
+                    Outcome::Absent => ("NOT CACHED", ""),
                     Outcome::Failed => ("ERROR", "31"),
                 };
                 if !self.shows(Verbosity::Info) {

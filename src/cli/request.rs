@@ -1,11 +1,13 @@
 //! From flags and environment to what a build is asked for.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::path::PathBuf;
 
 use super::flags::Build;
 use super::flags::CompressionKind;
 use super::flags::ImageFormat;
+use super::flags::Pull;
 use super::flags::Snapshot;
 use crate::build::Request;
 use crate::build::request::CachePlace;
@@ -25,7 +27,7 @@ use crate::snapshot::Mode as WalkMode;
 #[error("{0}")]
 pub(super) struct FlagError(String);
 
-fn wrong(message: impl Into<String>) -> FlagError {
+pub(super) fn wrong(message: impl Into<String>) -> FlagError {
     FlagError(message.into())
 }
 
@@ -115,7 +117,7 @@ pub(super) fn resolve(
         cache: flags.cache.unwrap_or(true),
         cache_copy: flags.cache_copy_layers,
         cache_run: flags.cache_run_layers,
-        cache_dir: cache_dir(flags, variable),
+        cache_dir: cache_dir(flags.cache_dir.as_deref(), variable),
         remote,
         snapshot: match flags.snapshot_mode {
             Snapshot::Log => SnapshotMode::Log,
@@ -132,7 +134,13 @@ pub(super) fn resolve(
         compression: compression(flags)?,
         source_date_epoch: epoch(variable)?,
         secrets: secrets(&flags.secret, variable)?,
-        registry: registry_options(flags, variable)?,
+        registry: registry_options(
+            &flags.pull,
+            flags.insecure,
+            flags.skip_tls_verify,
+            flags.push_retry.max(flags.image_download_retry),
+            variable,
+        )?,
         credentials: registry::Environment::read(|name| variable(name).map(Into::into)),
         check_push: !flags.skip_push_permission_check,
         threads,
@@ -174,9 +182,12 @@ pub(super) fn cache_place(text: &str) -> Result<CachePlace, FlagError> {
 }
 
 /// `--cache-dir`, or `/cache` where the image has it, or the user's cache directory.
-fn cache_dir(flags: &Build, variable: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-    if let Some(directory) = &flags.cache_dir {
-        return directory.clone();
+pub(super) fn cache_dir(
+    given: Option<&Path>,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> PathBuf {
+    if let Some(directory) = given {
+        return directory.to_owned();
     }
     let in_image = PathBuf::from("/cache");
     if in_image.is_dir() {
@@ -212,7 +223,7 @@ fn compression(flags: &Build) -> Result<Compression, FlagError> {
     }
 }
 
-fn epoch(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<i64>, FlagError> {
+pub(super) fn epoch(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<i64>, FlagError> {
     match variable("SOURCE_DATE_EPOCH").filter(|value| !value.is_empty()) {
         None => Ok(None),
         Some(text) => text.parse().map(Some).map_err(|_| {
@@ -222,7 +233,7 @@ fn epoch(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<i64>, FlagE
 }
 
 /// `KEY=VALUE`, or `KEY` for the value in the environment; a later one wins.
-fn build_args(
+pub(super) fn build_args(
     given: &[String],
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<(String, Option<String>)>, FlagError> {
@@ -304,8 +315,13 @@ fn secrets(
     Ok(secrets)
 }
 
-fn registry_options(
-    flags: &Build,
+/// How registries are reached; `insecure` and `skip_tls_verify` for pushing,
+/// `retries` as far as they are asked for.
+pub(super) fn registry_options(
+    flags: &Pull,
+    insecure: bool,
+    skip_tls_verify: bool,
+    retries: u32,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<registry::Options, FlagError> {
     let mut maps: Vec<(String, Vec<String>)> = Vec::new();
@@ -341,17 +357,17 @@ fn registry_options(
         })
         .collect::<Result<Vec<_>, FlagError>>()?;
     Ok(registry::Options {
-        insecure: flags.insecure,
+        insecure,
         insecure_pull: flags.insecure_pull,
         insecure_registries: flags.insecure_registry.clone(),
-        skip_tls_verify: flags.skip_tls_verify,
+        skip_tls_verify,
         skip_tls_verify_pull: flags.skip_tls_verify_pull,
         skip_tls_verify_registries: flags.skip_tls_verify_registry.clone(),
         certificates,
         client_certificates,
         mirrors: maps,
         skip_default_fallback: flags.skip_default_registry_fallback,
-        retries: flags.push_retry.max(flags.image_download_retry).max(LEAST_RETRIES),
+        retries: retries.max(LEAST_RETRIES),
         user_agent: user_agent(variable),
         ..registry::Options::default()
     })
@@ -413,7 +429,10 @@ mod tests {
             Ok(Some(RemoteCache { place, push: true, ttl: None }))
         };
         assert_eq!(remote(&["-d=r.test/a/b:1"]), Ok(None));
-        assert_eq!(remote(&["-d=r.test/a/b:1", "-d=r.test/x", "--cache"]), at("r.test/a/b/cache"));
+        assert_eq!(
+            remote(&["-d=r.test/a/b:1", "-d=r.test/other", "--cache"]),
+            at("r.test/a/b/cache")
+        );
         assert_eq!(remote(&["-d=r.test/a/b:1", "--cache", "--no-push"]), Ok(None));
         assert_eq!(remote(&["-d=r.test/a/b:1", "--cache-repo=r.test/c"]), at("r.test/c"));
         assert_eq!(remote(&["--no-push", "--cache-repo=oci:/x"]), at("oci:/x"));

@@ -60,6 +60,8 @@ pub(crate) enum Fault {
     Drop,
     /// Answers in full but for the last bytes: only so many of the body are sent.
     Truncate(usize),
+    /// Answers, but sends only so many bytes of the body and then nothing for ever.
+    Stall(usize),
     /// Changes the first byte of the body, headers untouched.
     Corrupt,
     /// Does what was asked, then closes without an answer.
@@ -292,6 +294,7 @@ fn serve(state: &Mutex<State>, stream: &TcpStream) {
             return;
         }
         let mut truncate = None;
+        let mut stall = false;
         let answer = match fault {
             Some(Fault::Status(status, headers, body)) => {
                 let mut answer = Answer::new(status).body(body.into_bytes());
@@ -311,6 +314,7 @@ fn serve(state: &Mutex<State>, stream: &TcpStream) {
                 let mut answer = handle(state, &seen, &body);
                 match fault {
                     Some(Fault::Truncate(length)) => truncate = Some(length),
+                    Some(Fault::Stall(length)) => (truncate, stall) = (Some(length), true),
                     Some(Fault::Corrupt) => {
                         let mut bytes = answer.body.to_vec();
                         bytes[0] ^= 1;
@@ -335,7 +339,12 @@ fn serve(state: &Mutex<State>, stream: &TcpStream) {
         }
         if seen.method != "HEAD" {
             let part = &answer.body[..truncate.unwrap_or(answer.body.len())];
-            if writer.write_all(part).is_err() || truncate.is_some() {
+            let sent = writer.write_all(part);
+            if stall {
+                // Until the client goes.
+                let _ = reader.read(&mut [0]);
+            }
+            if sent.is_err() || truncate.is_some() {
                 return;
             }
         }
