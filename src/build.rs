@@ -240,7 +240,7 @@ impl Ready<'_> {
 
     /// Builds and delivers, with the help of `remote`.
     fn attempt(&self, remote: Option<&Arc<Remote>>) -> Result<Report, Error> {
-        let Self { request, crew, plan, bases, cache, clamp, .. } = *self;
+        let Self { request, crew, dockerfile, plan, bases, cache, clamp, .. } = *self;
         let workshop = self.workshop(remote);
         let uploads = (request.push && !request.destinations.is_empty()).then(|| {
             Uploads::new(bases, request.destinations.clone(), request.check_push, crew.observer)
@@ -260,7 +260,7 @@ impl Ready<'_> {
         for notice in cache.take_notices() {
             crew.observer.observe(Progress::Warning(notice.to_string()));
         }
-        let (finished, image) = image?;
+        let (finished, image) = image.map_err(|error| error.at_layer(dockerfile))?;
         let pushed = match &uploads {
             Some(uploads) => uploads.publish(
                 &image,

@@ -6,8 +6,10 @@
 
 pub mod flags;
 mod interrupt;
+mod logging;
 mod report;
 mod request;
+mod screen;
 mod warm;
 
 use std::ffi::OsString;
@@ -31,9 +33,6 @@ use flags::Build;
 use flags::Command;
 use flags::Executor;
 use flags::ExecutorCommand;
-use flags::LogFormat;
-use flags::Logging;
-use flags::Verbosity;
 use flags::Warmer;
 use flags::Yadokari;
 use report::Reporter;
@@ -82,9 +81,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn run_build(flags: &Build) -> ExitCode {
-    let logging = &flags.logging;
-    let reporter = Reporter::new(logging.log_format, logging.verbosity, logging.log_timestamp);
-    start_logging(logging);
+    let log = &flags.logging;
+    let reporter = Reporter::new(log.log_format, log.verbosity, log.log_timestamp);
+    logging::start(log.verbosity, log.log_format, reporter.screen());
     let variable = |name: &str| std::env::var(name).ok();
     let request = match request::resolve(flags, &variable) {
         Ok(request) => request,
@@ -130,7 +129,9 @@ fn run_build(flags: &Build) -> ExitCode {
         interrupted: &interrupted,
         later: &later,
     };
-    let code = match build::build(&request, &crew) {
+    let built = build::build(&request, &crew);
+    reporter.screen().close();
+    let code = match built {
         Ok(report) => {
             tell(&reporter, &report);
             ExitCode::SUCCESS
@@ -159,7 +160,7 @@ fn fail(reporter: &Reporter, error: &build::Error) -> ExitCode {
     {
         reporter.error("the last lines of the failed step:", None);
         for line in output {
-            eprintln(&format!("  {line}"));
+            reporter.screen().line(&format!("  {line}"));
         }
     }
     match error.placed() {
@@ -190,23 +191,4 @@ fn hint(cause: &build::Error) -> Option<String> {
 fn eprintln(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-/// Diagnostics of our own modules, on standard error, with `--verbosity=debug`.
-fn start_logging(flags: &Logging) {
-    let level = match flags.verbosity {
-        Verbosity::Panic | Verbosity::Fatal | Verbosity::Error => "error",
-        Verbosity::Warn | Verbosity::Info => "warn",
-        Verbosity::Debug => "yadokari=debug,warn",
-        Verbosity::Trace => "yadokari=trace,info",
-    };
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::new(level));
-    // A second call in one process (a test) keeps the first subscriber.
-    let _ = match flags.log_format {
-        LogFormat::Json => subscriber.json().try_init(),
-        LogFormat::Text => subscriber.with_ansi(false).try_init(),
-        LogFormat::Color => subscriber.try_init(),
-    };
 }

@@ -29,7 +29,7 @@ use crate::sandbox::Namespaces;
 pub(super) fn run(flags: &Flags) -> ExitCode {
     let logging = &flags.logging;
     let reporter = Reporter::new(logging.log_format, logging.verbosity, logging.log_timestamp);
-    super::start_logging(logging);
+    super::logging::start(logging.verbosity, logging.log_format, reporter.screen());
     let variable = |name: &str| std::env::var(name).ok();
     let warm = match resolve(flags, &variable) {
         Ok(warm) => warm,
@@ -59,7 +59,9 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         interrupted: &interrupted,
         later: &later,
     };
-    let warmed = match build::warm(&warm, &crew) {
+    let warmed = build::warm(&warm, &crew);
+    reporter.screen().close();
+    let warmed = match warmed {
         Ok(warmed) => warmed,
         Err(error) => {
             reporter.error(&build::chain(&error), hint(error.cause()).as_deref());

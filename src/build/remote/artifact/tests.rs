@@ -77,6 +77,13 @@ fn a_step_survives_a_round_trip_under_each_of_its_keys() {
 }
 
 #[test]
+fn what_explains_misses_stays_on_the_machine() {
+    let mut telling = step();
+    telling.record.inputs = vec![("environment".to_owned(), "TOKEN=hunter2".to_owned())];
+    assert_eq!(encode(&telling), encode(&step()));
+}
+
+#[test]
 fn the_record_may_lie_beside_the_manifest() {
     let Artifact { manifest, record, .. } = encode(&step());
     let mut manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
