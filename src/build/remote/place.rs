@@ -35,6 +35,7 @@ pub enum PlaceError {
 }
 
 /// What is asked, with a connection where there is one.
+#[expect(clippy::large_enum_variant, reason = "there is one in a build")]
 pub(super) enum Place {
     /// A repository.
     Registry {

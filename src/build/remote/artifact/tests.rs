@@ -53,6 +53,9 @@ fn changed(in_manifest: impl Fn(&mut Value), in_record: impl Fn(&mut Value)) -> 
     serde_json::to_vec(&manifest).expect("JSON")
 }
 
+/// Changes a document.
+type Change<'a> = &'a dyn Fn(&mut Value);
+
 fn defect(in_manifest: impl Fn(&mut Value), in_record: impl Fn(&mut Value)) -> String {
     let bytes = changed(in_manifest, in_record);
     read(&bytes, Asked::Definition(key(1))).expect_err("a defect").to_string()
@@ -103,7 +106,7 @@ fn the_record_may_lie_beside_the_manifest() {
 #[test]
 fn what_no_builder_writes_is_a_miss_with_its_reason() {
     let none = |_: &mut Value| {};
-    let cases: &[(&str, &dyn Fn(&mut Value), &dyn Fn(&mut Value))] = &[
+    let cases: &[(&str, Change<'_>, Change<'_>)] = &[
         ("no cached step", &|m| m["config"]["mediaType"] = json!("text/plain"), &none),
         ("no cached step", &|m| m["mediaType"] = json!(media_type::DOCKER_MANIFEST), &none),
         ("digest", &|m| m["config"]["data"] = json!("AAAA"), &none),
