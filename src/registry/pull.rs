@@ -395,8 +395,7 @@ impl BlobReader {
         }
         let core = &reader.inner.core;
         let opened = core.open_blob(repository, descriptor, reader.received);
-        let (response, start, subject) =
-            reader.inner.block_on(opened).map_err(io::Error::other)?;
+        let (response, start, subject) = reader.inner.block_on(opened).map_err(io::Error::other)?;
         reader.skip = reader.received.saturating_sub(start);
         reader.subject = subject;
         reader.state = State::Reading(response);
