@@ -434,9 +434,9 @@ mod tests {
             at("r.test/a/b/cache")
         );
         assert_eq!(remote(&["-d=r.test/a/b:1", "--cache", "--no-push"]), Ok(None));
-        assert_eq!(remote(&["-d=r.test/a/b:1", "--cache-repo=r.test/c"]), at("r.test/c"));
+        assert_eq!(remote(&["-d=r.test/a/b:1", "--cache-repo=r.test/cache"]), at("r.test/cache"));
         assert_eq!(remote(&["--no-push", "--cache-repo=oci:/x"]), at("oci:/x"));
-        let read_only = remote(&["--no-push", "--cache-repo=r.test/c", "--no-push-cache"]);
+        let read_only = remote(&["--no-push", "--cache-repo=r.test/cache", "--no-push-cache"]);
         assert!(read_only.is_ok_and(|remote| remote.is_some_and(|remote| !remote.push)));
         assert!(remote(&["--no-push", "--cache-repo=oci:"]).is_err());
         assert!(remote(&["--no-push", "--cache-repo=A B"]).is_err());
