@@ -20,9 +20,9 @@ mod mounts;
 mod outputs;
 pub mod progress;
 mod publish;
-pub mod remote;
 pub mod request;
 mod shared;
+pub mod shared_cache;
 pub mod slot;
 pub mod stage;
 mod tail;
@@ -74,9 +74,9 @@ use base::Bases;
 use client::LazyClient;
 use layers::Workshop;
 use publish::Uploads;
-use remote::Remote;
 use shared::Mode;
 use shared::Shared;
+use shared_cache::SharedCache;
 use stage::Finished;
 
 /// What a build made.
@@ -139,20 +139,20 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
         cache: &cache,
         clamp,
     };
-    let remote = ready.remote();
-    let result = ready.attempt(remote.as_ref());
-    let Some(remote) = remote else { return result };
-    remote.tell(crew.observer);
+    let repo = ready.repo();
+    let result = ready.attempt(repo.as_ref());
+    let Some(repo) = repo else { return result };
+    repo.tell(crew.observer);
     if let Err(error) = &result
         && matches!(error.cause(), Error::Interrupted)
     {
         return result;
     }
-    if remote.is_lost() && result.is_err() {
+    if repo.is_lost() && result.is_err() {
         // What was finished hits now; what was believed to be there runs.
         return ready.attempt(None);
     }
-    if let Some(push) = remote.unsent(request.mountable()) {
+    if let Some(push) = repo.unsent(request.mountable()) {
         crew.later.add(push);
     }
     result
@@ -174,10 +174,10 @@ struct Ready<'a> {
 
 impl Ready<'_> {
     /// The shared cache, if the request names one.
-    fn remote(&self) -> Option<Arc<Remote>> {
+    fn repo(&self) -> Option<Arc<SharedCache>> {
         let request = self.request;
-        let options = request.remote.clone().filter(|_| request.cache)?;
-        Some(Arc::new(Remote::new(
+        let options = request.cache_repo.clone().filter(|_| request.cache)?;
+        Some(Arc::new(SharedCache::new(
             options,
             &request.registry,
             &request.credentials,
@@ -188,11 +188,11 @@ impl Ready<'_> {
         )))
     }
 
-    fn workshop(&self, remote: Option<&Arc<Remote>>) -> Workshop {
+    fn workshop(&self, repo: Option<&Arc<SharedCache>>) -> Workshop {
         Workshop {
             store: Arc::clone(self.store),
             cache: Arc::clone(self.cache),
-            remote: remote.cloned(),
+            repo: repo.cloned(),
             compression: self.request.compression,
             media_type: layer_media_type(self.request.compression).to_owned(),
             clamp: self.clamp,
@@ -222,26 +222,26 @@ impl Ready<'_> {
 
     /// Fetches what the shared cache has of the steps, running none.
     fn fetch_steps(&self, mode: Mode) -> Result<(), Error> {
-        let Some(remote) = self.remote() else { return Ok(()) };
-        let workshop = self.workshop(Some(&remote));
+        let Some(repo) = self.repo() else { return Ok(()) };
+        let workshop = self.workshop(Some(&repo));
         let shared = self.shared(mode, &workshop, None);
         let walked = shared.run_stages();
         shared.save_context_digests();
-        remote.fetch_hits(self.crew.observer)?;
-        if let Some(reason) = remote.trouble() {
+        repo.fetch_hits(self.crew.observer)?;
+        if let Some(reason) = repo.trouble() {
             return Err(Error::SharedCache(reason));
         }
-        remote.tell(self.crew.observer);
+        repo.tell(self.crew.observer);
         match walked {
             Err(error) if !matches!(error.cause(), Error::NotCached) => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Builds and delivers, with the help of `remote`.
-    fn attempt(&self, remote: Option<&Arc<Remote>>) -> Result<Report, Error> {
+    /// Builds and delivers, with the help of `repo`.
+    fn attempt(&self, repo: Option<&Arc<SharedCache>>) -> Result<Report, Error> {
         let Self { request, crew, dockerfile, plan, bases, cache, clamp, .. } = *self;
-        let workshop = self.workshop(remote);
+        let workshop = self.workshop(repo);
         let uploads = (request.push && !request.destinations.is_empty()).then(|| {
             Uploads::new(bases, request.destinations.clone(), request.check_push, crew.observer)
         });
@@ -266,15 +266,13 @@ impl Ready<'_> {
                 &image,
                 finished.base.as_deref(),
                 finished.misses > 0,
-                remote.map(|remote| &**remote),
+                repo.map(|repo| &**repo),
             )?,
             None => Vec::new(),
         };
-        if let Some(remote) =
-            remote.filter(|_| request.oci_layout.is_some() || request.tar.is_some())
-        {
+        if let Some(repo) = repo.filter(|_| request.oci_layout.is_some() || request.tar.is_some()) {
             let layers: Vec<Digest> = image.layers.iter().map(|layer| layer.digest).collect();
-            remote.fetch_all(&layers, false, crew.observer)?;
+            repo.fetch_all(&layers, false, crew.observer)?;
         }
         outputs::write(request, &image, finished.base.as_deref(), bases)?;
         Ok(Report {

@@ -44,8 +44,8 @@ pub enum Bucket {
     Images,
     /// Diff ID → [`LayerRecord`](crate::record::LayerRecord).
     Layers,
-    /// Shared cache and definition key → [`RemoteMark`](crate::record::RemoteMark).
-    Remote,
+    /// Shared cache and definition key → [`SharedMark`](crate::record::SharedMark).
+    Shared,
 }
 
 impl Bucket {
@@ -57,7 +57,7 @@ impl Bucket {
         Self::Compressed,
         Self::Images,
         Self::Layers,
-        Self::Remote,
+        Self::Shared,
     ];
 
     /// Name on disk: lower case and a version.
@@ -69,7 +69,7 @@ impl Bucket {
             Self::Compressed => "compressed.v1",
             Self::Images => "images.v1",
             Self::Layers => "layers.v1",
-            Self::Remote => "remote.v1",
+            Self::Shared => "shared.v1",
         }
     }
 }

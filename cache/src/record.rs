@@ -176,14 +176,14 @@ impl Record for ImageRecord {
 /// A step was seen in a shared cache, so that it needn't be pushed there again.
 /// Names no content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RemoteMark {
+pub struct SharedMark {
     /// When, in seconds since 1970.
     pub seen: i64,
 }
 
-impl Record for RemoteMark {
+impl Record for SharedMark {
     const VERSION: u8 = 1;
-    const BUCKET: Bucket = Bucket::Remote;
+    const BUCKET: Bucket = Bucket::Shared;
 }
 
 mod hex {

@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 
 use super::progress::Observer;
-use super::remote::CachePush;
+use super::shared_cache::CachePush;
 
 /// See the module.
 #[derive(Default)]

@@ -25,7 +25,7 @@ use yadokari_cache::record::Compressed;
 use yadokari_cache::record::CompressedRecord;
 
 use super::key;
-use super::remote::Remote;
+use super::shared_cache::SharedCache;
 use super::slot::Slot;
 use crate::change::ChangeSet;
 use crate::dockerfile::Span;
@@ -132,7 +132,7 @@ pub struct Workshop {
     /// Where records go.
     pub cache: Arc<Cache>,
     /// The cache shared with other machines.
-    pub remote: Option<Arc<Remote>>,
+    pub repo: Option<Arc<SharedCache>>,
     /// Compression of the blobs.
     pub compression: Compression,
     /// Media type of the blobs.
@@ -337,8 +337,8 @@ impl Workshop {
         let mut puts = record.puts();
         puts.push(self.compressed_put(facts));
         self.cache.put(&puts).map_err(LayerError::new)?;
-        if let Some(remote) = self.remote.as_ref().filter(|_| job.shared) {
-            remote.made(&record, job.inferred);
+        if let Some(repo) = self.repo.as_ref().filter(|_| job.shared) {
+            repo.made(&record, job.inferred);
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use super::base::Bases;
 use super::base::Origin;
 use super::layers::LayerSlot;
 use super::progress::Observer;
-use super::remote::Remote;
+use super::shared_cache::SharedCache;
 use crate::image::Assembled;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
@@ -135,14 +135,14 @@ impl<'a> Uploads<'a> {
         image: &Assembled,
         base: Option<&Base>,
         changed: bool,
-        remote: Option<&Remote>,
+        repo: Option<&SharedCache>,
     ) -> Result<Vec<Pushed>, Error> {
         self.stop();
         let mut pushed = Vec::new();
         for (number, destination) in self.inner.destinations.iter().enumerate() {
             let unchanged = !changed && self.inner.has(destination, &image.manifest.digest)?;
             if !unchanged {
-                self.push_one(number, destination, image, base, remote)?;
+                self.push_one(number, destination, image, base, repo)?;
             }
             pushed.push(Pushed { destination: destination.clone(), unchanged });
         }
@@ -155,14 +155,14 @@ impl<'a> Uploads<'a> {
         destination: &Reference,
         image: &Assembled,
         base: Option<&Base>,
-        remote: Option<&Remote>,
+        repo: Option<&SharedCache>,
     ) -> Result<(), Error> {
         let next = AtomicUsize::new(0);
         let work = || -> Result<(), Error> {
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(layer) = image.layers.get(at) else { return Ok(()) };
-                self.push_layer(number, destination, layer, base, remote)?;
+                self.push_layer(number, destination, layer, base, repo)?;
             }
         };
         std::thread::scope(|scope| {
@@ -184,15 +184,15 @@ impl<'a> Uploads<'a> {
         destination: &Reference,
         layer: &Descriptor,
         base: Option<&Base>,
-        remote: Option<&Remote>,
+        repo: Option<&SharedCache>,
     ) -> Result<(), Error> {
         let of_base = base.and_then(|base| {
             let found = base.layers.iter().find(|known| known.descriptor.digest == layer.digest)?;
             Some((base, found))
         });
         let Some((base, found)) = of_base else {
-            return match remote.filter(|remote| remote.has_layer(&layer.digest)) {
-                Some(remote) => self.push_cached(number, destination, layer, remote),
+            return match repo.filter(|repo| repo.has_layer(&layer.digest)) {
+                Some(repo) => self.push_cached(number, destination, layer, repo),
                 None => Ok(self.inner.push(number, layer, &[])?),
             };
         };
@@ -228,9 +228,9 @@ impl<'a> Uploads<'a> {
         number: usize,
         destination: &Reference,
         layer: &Descriptor,
-        remote: &Remote,
+        repo: &SharedCache,
     ) -> Result<(), Error> {
-        let mount_from: Vec<Reference> = remote
+        let mount_from: Vec<Reference> = repo
             .mount_from(&layer.digest)
             .filter(|place| place.registry() == destination.registry())
             .into_iter()
@@ -247,7 +247,7 @@ impl<'a> Uploads<'a> {
         } else if !is_here()? && self.inner.client.get()?.has_blob(destination, &layer.digest)? {
             return Ok(());
         }
-        remote.fetch(&layer.digest, false, self.observer)?;
+        repo.fetch(&layer.digest, false, self.observer)?;
         Ok(self.inner.push(number, layer, &[])?)
     }
 

@@ -50,7 +50,7 @@ pub enum CachePlace {
 
 /// `--cache-repo` and what goes with it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct RemoteCache {
+pub struct CacheRepo {
     /// Where it is.
     pub place: CachePlace,
     /// `--no-push-cache` not given.
@@ -90,7 +90,7 @@ pub struct Request {
     /// The cache directory.
     pub cache_dir: PathBuf,
     /// The cache shared with other machines, asked after the local one.
-    pub remote: Option<RemoteCache>,
+    pub cache_repo: Option<CacheRepo>,
     /// How changes are found.
     pub snapshot: SnapshotMode,
     /// `--oci-layout-path`.

@@ -190,8 +190,7 @@ impl<'a> Shared<'a> {
                     let run = || stage::run(self, index);
                     let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
                         .unwrap_or(Err(Error::Panic));
-                    let is_lost =
-                        self.workshop.remote.as_ref().is_some_and(|remote| remote.is_lost());
+                    let is_lost = self.workshop.repo.as_ref().is_some_and(|repo| repo.is_lost());
                     let is_absent = finished
                         .as_ref()
                         .is_err_and(|error| matches!(error.cause(), Error::NotCached));
@@ -313,9 +312,9 @@ impl<'a> Shared<'a> {
     /// Those of its layers.
     pub fn chain_lowers(&self, chain: &[LayerSlot]) -> Result<Vec<Lower>, Error> {
         let chain = layers::wait_all(chain)?;
-        if let Some(remote) = &self.workshop.remote {
+        if let Some(repo) = &self.workshop.repo {
             let digests: Vec<Digest> = chain.iter().map(|facts| facts.descriptor.digest).collect();
-            remote.fetch_all(&digests, true, self.observer)?;
+            repo.fetch_all(&digests, true, self.observer)?;
         }
         chain.iter().map(|facts| Ok(self.workshop.lower(facts)?)).collect()
     }

@@ -26,12 +26,12 @@ use super::layers::LayerSlot;
 use super::layers::Writer;
 use super::progress::Outcome;
 use super::progress::StepNumber;
-use super::remote::Answer;
-use super::remote::Remote;
-use super::remote::RemoteStep;
 use super::request::SnapshotMode;
 use super::shared::Mode;
 use super::shared::Shared;
+use super::shared_cache::Answer;
+use super::shared_cache::SharedCache;
+use super::shared_cache::SharedStep;
 use super::slot::Slot;
 use crate::change::ChangeLog;
 use crate::oci::digest::DiffId;
@@ -256,7 +256,7 @@ impl<'a> StageRun<'a> {
         if self.shared.lacks_files(&step.action) {
             return Err(Error::NotCached);
         }
-        let inferred = match &self.shared.workshop.remote {
+        let inferred = match &self.shared.workshop.repo {
             Some(_) if ahead::needs_other_files(&step.action) => {
                 let parent = &self.definition;
                 // What is wrong with a source is told when it is read.
@@ -307,17 +307,17 @@ impl<'a> StageRun<'a> {
     /// isn't here; goes on with the definition key that it had there.
     fn inferred_hit(&mut self, key: &Key, action: &Action) -> Result<Option<LayerFacts>, Error> {
         let shared = self.shared;
-        let Some(remote) = &shared.workshop.remote else { return Ok(None) };
+        let Some(repo) = &shared.workshop.repo else { return Ok(None) };
         if !shared.is_cached(action)
             || inferred::is_here(shared, action, &self.surroundings.platform)?
         {
             return Ok(None);
         }
-        let answer = remote.by_inferred(key);
-        remote.tell(shared.observer);
+        let answer = repo.by_inferred(key);
+        repo.tell(shared.observer);
         let Answer::Hit(step) = answer else { return Ok(None) };
         let definition = step.record.definition;
-        let facts = self.take_remote(remote, &step, definition)?;
+        let facts = self.take_shared(repo, &step, definition)?;
         if facts.is_some() {
             self.definition = definition;
         }
@@ -338,24 +338,24 @@ impl<'a> StageRun<'a> {
         if let Some(facts) = self.look_up_here(keys, inferred)? {
             return Ok(Some(facts));
         }
-        let Some(remote) = self.shared.workshop.remote.clone() else { return Ok(None) };
-        remote.ask(keys);
-        self.ask_ahead(&remote, keys);
-        let answer = remote.answer(keys);
-        remote.tell(self.shared.observer);
+        let Some(repo) = self.shared.workshop.repo.clone() else { return Ok(None) };
+        repo.ask(keys);
+        self.ask_ahead(&repo, keys);
+        let answer = repo.answer(keys);
+        repo.tell(self.shared.observer);
         let answer = match answer {
             // It ran on some layers: on these?
             Answer::Ran(step) => {
                 let content = key::on_chain(&self.layer_ids()?, &keys.hint);
                 match step.record.content == Some(content) {
                     true => Answer::Hit(step),
-                    false => remote.by_content(&content),
+                    false => repo.by_content(&content),
                 }
             }
             other => other,
         };
         match answer {
-            Answer::Hit(step) => self.take_remote(&remote, &step, keys.definition),
+            Answer::Hit(step) => self.take_shared(&repo, &step, keys.definition),
             Answer::Unusable(reason) => {
                 self.shared.observer.observe(Progress::Missed { step: number, reason });
                 Ok(None)
@@ -366,7 +366,7 @@ impl<'a> StageRun<'a> {
 
     /// Asks the shared cache for the steps that follow, as far as their keys can be
     /// known before this one has ended: the answers come while this one is waited for.
-    fn ask_ahead(&mut self, remote: &Remote, keys: &StepKeys) {
+    fn ask_ahead(&mut self, repo: &SharedCache, keys: &StepKeys) {
         let shared = self.shared;
         let Some(from) = self.ahead.begin() else { return };
         let mut definition = keys.definition;
@@ -386,7 +386,7 @@ impl<'a> StageRun<'a> {
             definition = keys.definition;
             let is_here = shared.workshop.cache.get(Bucket::Steps, &definition).is_some();
             if shared.is_cached(&step.action) && !is_here {
-                remote.ask(&keys);
+                repo.ask(&keys);
             }
             self.ahead.put(at, inputs);
         }
@@ -394,17 +394,17 @@ impl<'a> StageRun<'a> {
 
     /// Takes a hit of the shared cache. Its layer stays there until it is needed,
     /// unless this build compresses in another way.
-    fn take_remote(
+    fn take_shared(
         &self,
-        remote: &Remote,
-        step: &RemoteStep,
+        repo: &SharedCache,
+        step: &SharedStep,
         definition: Key,
     ) -> Result<Option<LayerFacts>, Error> {
-        let step = remote.take(step, definition);
-        if remote.fits(&step) {
+        let step = repo.take(step, definition);
+        if repo.fits(&step) {
             return Ok(layers::facts_of(&step.record));
         }
-        remote.fetch(&step.layer.digest, true, self.shared.observer)?;
+        repo.fetch(&step.layer.digest, true, self.shared.observer)?;
         Ok(self.shared.workshop.usable(&step.record)?)
     }
 
@@ -416,8 +416,8 @@ impl<'a> StageRun<'a> {
         let workshop = self.shared.workshop;
         let cache = &workshop.cache;
         let found = |record: &StepRecord, facts: LayerFacts| {
-            if let Some(remote) = &workshop.remote {
-                remote.hit_locally(record, &facts, inferred);
+            if let Some(repo) = &workshop.repo {
+                repo.hit_locally(record, &facts, inferred);
             }
             Some(facts)
         };

@@ -11,7 +11,7 @@ use super::flags::Pull;
 use super::flags::Snapshot;
 use crate::build::Request;
 use crate::build::request::CachePlace;
-use crate::build::request::RemoteCache;
+use crate::build::request::CacheRepo;
 use crate::build::request::Secret;
 use crate::build::request::SecretSource;
 use crate::build::request::SnapshotMode;
@@ -102,7 +102,7 @@ pub(super) fn resolve(
         ImageFormat::Oci => Format::Oci,
         ImageFormat::Docker => Format::Docker,
     });
-    let remote = remote(flags, no_push, &destinations)?;
+    let cache_repo = cache_repo(flags, no_push, &destinations)?;
     Ok(Request {
         context: flags.context.clone(),
         context_sub_path: flags.context_sub_path.clone(),
@@ -118,7 +118,7 @@ pub(super) fn resolve(
         cache_copy: flags.cache_copy_layers,
         cache_run: flags.cache_run_layers,
         cache_dir: cache_dir(flags.cache_dir.as_deref(), variable),
-        remote,
+        cache_repo,
         snapshot: match flags.snapshot_mode {
             Snapshot::Log => SnapshotMode::Log,
             Snapshot::Full => SnapshotMode::Walk(WalkMode::Full),
@@ -150,11 +150,11 @@ pub(super) fn resolve(
 /// The shared cache. kaniko's default, `<first destination>/cache`, holds where
 /// kaniko would have it: with `--cache` given. Our own cache is on without it, and
 /// a build that nobody told to do so writes to no further repository.
-fn remote(
+fn cache_repo(
     flags: &Build,
     no_push: bool,
     destinations: &[Reference],
-) -> Result<Option<RemoteCache>, FlagError> {
+) -> Result<Option<CacheRepo>, FlagError> {
     let place = match (&flags.cache_repo, destinations.first()) {
         (Some(text), _) => cache_place(text)?,
         (None, Some(first)) if flags.cache == Some(true) && !no_push => {
@@ -165,7 +165,7 @@ fn remote(
         }
         _ => return Ok(None),
     };
-    Ok(Some(RemoteCache { place, push: !flags.no_push_cache, ttl: None }))
+    Ok(Some(CacheRepo { place, push: !flags.no_push_cache, ttl: None }))
 }
 
 /// `REPOSITORY`, or `oci:DIR`.
@@ -423,23 +423,23 @@ mod tests {
 
     #[test]
     fn a_shared_cache_is_used_where_kaniko_would_use_one_or_where_it_is_named() {
-        let remote = |words: &[&str]| request(words).map(|request| request.remote);
+        let repo = |words: &[&str]| request(words).map(|request| request.cache_repo);
         let at = |text: &str| {
             let place = cache_place(text).expect("a place");
-            Ok(Some(RemoteCache { place, push: true, ttl: None }))
+            Ok(Some(CacheRepo { place, push: true, ttl: None }))
         };
-        assert_eq!(remote(&["-d=r.test/a/b:1"]), Ok(None));
+        assert_eq!(repo(&["-d=r.test/a/b:1"]), Ok(None));
         assert_eq!(
-            remote(&["-d=r.test/a/b:1", "-d=r.test/other", "--cache"]),
+            repo(&["-d=r.test/a/b:1", "-d=r.test/other", "--cache"]),
             at("r.test/a/b/cache")
         );
-        assert_eq!(remote(&["-d=r.test/a/b:1", "--cache", "--no-push"]), Ok(None));
-        assert_eq!(remote(&["-d=r.test/a/b:1", "--cache-repo=r.test/cache"]), at("r.test/cache"));
-        assert_eq!(remote(&["--no-push", "--cache-repo=oci:/x"]), at("oci:/x"));
-        let read_only = remote(&["--no-push", "--cache-repo=r.test/cache", "--no-push-cache"]);
-        assert!(read_only.is_ok_and(|remote| remote.is_some_and(|remote| !remote.push)));
-        assert!(remote(&["--no-push", "--cache-repo=oci:"]).is_err());
-        assert!(remote(&["--no-push", "--cache-repo=A B"]).is_err());
+        assert_eq!(repo(&["-d=r.test/a/b:1", "--cache", "--no-push"]), Ok(None));
+        assert_eq!(repo(&["-d=r.test/a/b:1", "--cache-repo=r.test/cache"]), at("r.test/cache"));
+        assert_eq!(repo(&["--no-push", "--cache-repo=oci:/x"]), at("oci:/x"));
+        let read_only = repo(&["--no-push", "--cache-repo=r.test/cache", "--no-push-cache"]);
+        assert!(read_only.is_ok_and(|repo| repo.is_some_and(|repo| !repo.push)));
+        assert!(repo(&["--no-push", "--cache-repo=oci:"]).is_err());
+        assert!(repo(&["--no-push", "--cache-repo=A B"]).is_err());
     }
 
     #[test]

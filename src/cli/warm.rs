@@ -17,7 +17,7 @@ use crate::build::Crew;
 use crate::build::Later;
 use crate::build::Request;
 use crate::build::Warm;
-use crate::build::request::RemoteCache;
+use crate::build::request::CacheRepo;
 use crate::build::request::SnapshotMode;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
@@ -99,8 +99,8 @@ fn resolve(flags: &Flags, variable: &dyn Fn(&str) -> Option<String>) -> Result<W
         }
         None => build_platform.clone(),
     };
-    let remote = match &flags.cache_repo {
-        Some(text) => Some(RemoteCache {
+    let repo = match &flags.cache_repo {
+        Some(text) => Some(CacheRepo {
             place: request::cache_place(text)?,
             push: false,
             ttl: Some(flags.cache_ttl),
@@ -128,7 +128,7 @@ fn resolve(flags: &Flags, variable: &dyn Fn(&str) -> Option<String>) -> Result<W
             cache_copy: true,
             cache_run: true,
             cache_dir: request::cache_dir(flags.cache_dir.as_deref(), variable),
-            remote,
+            cache_repo: repo,
             snapshot: SnapshotMode::Log,
             oci_layout: None,
             tar: None,

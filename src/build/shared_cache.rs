@@ -2,16 +2,16 @@
 //! layout (`--cache-repo`).
 //!
 //! The local cache is asked first, always; this one only on a local miss, and then
-//! for the following steps too, all at once ([`Remote::ask`]). A hit fetches no
+//! for the following steps too, all at once ([`SharedCache::ask`]). A hit fetches no
 //! layer: it is fetched when a root is made of it or a result file needs it
-//! ([`Remote::fetch`]), and an image is pushed with it by mounting. What ran here is
+//! ([`SharedCache::fetch`]), and an image is pushed with it by mounting. What ran here is
 //! pushed when the user has the image ([`CachePush`]).
 //!
 //! No local record is put for a hit before its layer is here: a record never names
 //! a blob that isn't there.
 //!
 //! A cache that fails is told of once and left alone; the build goes on. If a layer
-//! is lost after its record was believed, [`Remote::is_lost`] says so and the build
+//! is lost after its record was believed, [`SharedCache::is_lost`] says so and the build
 //! begins again without this cache; what it finished by then hits locally.
 
 pub mod artifact;
@@ -37,9 +37,9 @@ use yadokari_cache::Key;
 use yadokari_cache::KeyHasher;
 use yadokari_cache::Record;
 use yadokari_cache::StepRecord;
-use yadokari_cache::record::RemoteMark;
+use yadokari_cache::record::SharedMark;
 
-pub use artifact::RemoteStep;
+pub use artifact::SharedStep;
 pub use place::PlaceError;
 pub use push::CachePush;
 
@@ -53,7 +53,7 @@ use super::layers::LayerError;
 use super::layers::LayerFacts;
 use super::progress::Observer;
 use super::request::CachePlace;
-use super::request::RemoteCache;
+use super::request::CacheRepo;
 use super::slot::Slot;
 use crate::oci::digest::DiffId;
 use crate::oci::digest::Digest;
@@ -89,9 +89,9 @@ const MARK_LIFE: i64 = 7 * 24 * 3600;
 #[derive(Clone, Debug)]
 pub enum Answer {
     /// The step ran with these very inputs on the same history.
-    Hit(Arc<RemoteStep>),
+    Hit(Arc<SharedStep>),
     /// It ran once, on other layers perhaps: its content key may hit.
-    Ran(Arc<RemoteStep>),
+    Ran(Arc<SharedStep>),
     /// Not there.
     Miss,
     /// Something is there and can't be used; why.
@@ -99,7 +99,7 @@ pub enum Answer {
 }
 
 /// See the module.
-pub struct Remote {
+pub struct SharedCache {
     inner: Arc<Inner>,
     /// There from the first question on.
     questions: OnceLock<Mutex<mpsc::Sender<Question>>>,
@@ -109,7 +109,7 @@ struct Inner {
     place: Place,
     /// How messages call it.
     name: String,
-    options: RemoteCache,
+    options: CacheRepo,
     /// When this build began, in seconds since 1970.
     now: i64,
     /// Label of this build's compression.
@@ -133,7 +133,7 @@ struct Question {
 
 /// Hits with one layer, which may not be here yet.
 struct Held {
-    step: RemoteStep,
+    step: SharedStep,
     /// To be put when the layer is here. Several steps may have made the same one.
     records: Mutex<Vec<StepRecord>>,
     /// Held while it is fetched: one does it, others wait.
@@ -141,7 +141,7 @@ struct Held {
 }
 
 struct Unsent {
-    step: RemoteStep,
+    step: SharedStep,
     /// Made by this build; else it may be there already.
     is_new: bool,
 }
@@ -158,11 +158,11 @@ struct Trouble {
     notices: Vec<String>,
 }
 
-impl Remote {
+impl SharedCache {
     /// Nothing is asked before the first miss. `setting` is the label of this
     /// build's compression, `now` the time in seconds since 1970.
     pub fn new(
-        options: RemoteCache,
+        options: CacheRepo,
         registry: &registry::Options,
         credentials: &registry::Environment,
         setting: String,
@@ -257,7 +257,7 @@ impl Remote {
 
     /// Takes a hit: from now on its layer can be fetched. `definition` is the key
     /// that it hit by or for.
-    pub fn take(&self, step: &RemoteStep, definition: Key) -> RemoteStep {
+    pub fn take(&self, step: &SharedStep, definition: Key) -> SharedStep {
         let mut step = step.clone();
         step.record.definition = definition;
         let held = {
@@ -282,7 +282,7 @@ impl Remote {
     }
 
     /// Whether a hit was compressed as this build compresses.
-    pub fn fits(&self, step: &RemoteStep) -> bool {
+    pub fn fits(&self, step: &SharedStep) -> bool {
         step.setting == self.inner.setting
     }
 
@@ -311,7 +311,7 @@ impl Remote {
         }
     }
 
-    /// [`Remote::fetch`] of all that are hits, several at once.
+    /// [`SharedCache::fetch`] of all that are hits, several at once.
     ///
     /// # Errors
     /// The first that can't be had.
@@ -339,7 +339,7 @@ impl Remote {
         })
     }
 
-    /// [`Remote::fetch`] of every hit, ready to be stacked.
+    /// [`SharedCache::fetch`] of every hit, ready to be stacked.
     ///
     /// # Errors
     /// The first that can't be had.
@@ -374,7 +374,7 @@ impl Remote {
             return;
         }
         let key = self.inner.mark_key(&record.definition);
-        let mark = self.inner.cache.record::<RemoteMark>(&key);
+        let mark = self.inner.cache.record::<SharedMark>(&key);
         let is_fresh =
             mark.is_some_and(|mark| mark.seen.saturating_add(MARK_LIFE) > self.inner.now);
         if !is_fresh {
@@ -470,7 +470,7 @@ impl Inner {
         }
     }
 
-    fn read(&self, asked: &Asked) -> Result<Option<Result<RemoteStep, Defect>>, PlaceError> {
+    fn read(&self, asked: &Asked) -> Result<Option<Result<SharedStep, Defect>>, PlaceError> {
         let Some(bytes) = self.place.manifest(&asked.key().to_string())? else { return Ok(None) };
         let outline = match Outline::read(&bytes) {
             Ok(outline) => outline,
@@ -482,7 +482,7 @@ impl Inner {
 
     fn fetch(
         &self,
-        step: &RemoteStep,
+        step: &SharedStep,
         indexed: bool,
         observer: &dyn Observer,
     ) -> Result<(), LayerError> {
@@ -540,7 +540,7 @@ impl Inner {
         // What explains misses may name variables: it stays on this machine.
         record.inputs = Vec::new();
         let setting = self.setting.clone();
-        let step = RemoteStep { record, layer: facts.descriptor, setting, inferred };
+        let step = SharedStep { record, layer: facts.descriptor, setting, inferred };
         lock(&self.unsent).push(Unsent { step, is_new });
     }
 
@@ -558,7 +558,7 @@ impl Inner {
 
     /// Where it is noted locally that a step is in this cache.
     fn mark_key(&self, definition: &Key) -> Key {
-        let mut hasher = KeyHasher::new("remote mark");
+        let mut hasher = KeyHasher::new("shared mark");
         hasher.text("place", &self.name);
         hasher.key("definition", definition);
         hasher.text("setting", &self.setting);
@@ -566,8 +566,8 @@ impl Inner {
     }
 
     fn mark(&self, definition: &Key) -> (Bucket, Key, Vec<u8>) {
-        let mark = RemoteMark { seen: self.now };
-        (Bucket::Remote, self.mark_key(definition), mark.encode())
+        let mark = SharedMark { seen: self.now };
+        (Bucket::Shared, self.mark_key(definition), mark.encode())
     }
 }
 

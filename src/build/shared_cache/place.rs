@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use super::super::client::LazyClient;
 use super::artifact::Artifact;
-use super::artifact::RemoteStep;
+use super::artifact::SharedStep;
 use crate::layout;
 use crate::layout::Layout;
 use crate::layout::Named;
@@ -115,7 +115,7 @@ impl Place {
     /// Brings one step there: layer, record, then the manifest under its tags.
     pub(super) fn put(
         &self,
-        step: &RemoteStep,
+        step: &SharedStep,
         artifact: &Artifact,
         open: &dyn Fn(&Digest) -> io::Result<File>,
         mount_from: &[Reference],

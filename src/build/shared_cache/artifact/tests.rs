@@ -10,9 +10,9 @@ fn key(byte: u8) -> Key {
     Key::from_bytes([byte; 32])
 }
 
-fn step() -> RemoteStep {
+fn step() -> SharedStep {
     let layer = Descriptor::new(media_type::OCI_LAYER_GZIP, Digest::of(b"layer"), 5);
-    RemoteStep {
+    SharedStep {
         record: StepRecord {
             diff_id: [7; 32],
             compressed: Some(Compressed {
@@ -35,7 +35,7 @@ fn step() -> RemoteStep {
     }
 }
 
-fn read(manifest: &[u8], asked: Asked) -> Result<RemoteStep, Defect> {
+fn read(manifest: &[u8], asked: Asked) -> Result<SharedStep, Defect> {
     Outline::read(manifest)?.step(None, &asked, NOW, None)
 }
 

@@ -61,7 +61,7 @@ const CLOCK_SKEW: i64 = 24 * 3600;
 
 /// A step as a registry knows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct RemoteStep {
+pub struct SharedStep {
     /// As in the local cache, without the inputs that explain misses.
     pub record: StepRecord,
     /// Its layer as it is in the repository.
@@ -182,7 +182,7 @@ pub struct Artifact {
 }
 
 /// Writes the artifact of a step.
-pub fn encode(step: &RemoteStep) -> Artifact {
+pub fn encode(step: &SharedStep) -> Artifact {
     let of = |key: Option<Key>| key.map(|key| key.to_string());
     let document = Document {
         version: VERSION,
@@ -278,7 +278,7 @@ impl Outline {
         asked: &Asked,
         now: i64,
         ttl: Option<Duration>,
-    ) -> Result<RemoteStep, Defect> {
+    ) -> Result<SharedStep, Defect> {
         let bytes = self.inline.or(fetched).unwrap_or_default();
         if bytes.len() as u64 != self.config.size || Digest::of(&bytes) != self.config.digest {
             return Err(Defect::Digest);
@@ -334,7 +334,7 @@ impl Outline {
         if document.setting.len() > SETTING_MAX || !printable {
             return Err(Defect::Impossible("compression"));
         }
-        Ok(RemoteStep { record, layer: self.layer, setting: document.setting, inferred })
+        Ok(SharedStep { record, layer: self.layer, setting: document.setting, inferred })
     }
 }
 
