@@ -20,6 +20,7 @@ mod mounts;
 mod outputs;
 pub mod progress;
 mod publish;
+mod remote;
 pub mod request;
 mod shared;
 pub mod shared_cache;
@@ -49,7 +50,6 @@ pub use warm::Warmed;
 pub use warm::warm;
 
 use crate::context::Context;
-use crate::context::Location;
 use crate::dockerfile;
 use crate::dockerfile::Dockerfile;
 use crate::ignore::Matcher;
@@ -74,6 +74,8 @@ use base::Bases;
 use client::LazyClient;
 use layers::Workshop;
 use publish::Uploads;
+use remote::Remotes;
+use remote::Watch;
 use shared::Mode;
 use shared::Shared;
 use shared_cache::SharedCache;
@@ -113,8 +115,9 @@ pub struct Crew<'a> {
 pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     let cache = Arc::new(Cache::open(&request.cache_dir, Access::ReadWrite)?);
     let store = Arc::new(Store::open(&request.cache_dir)?.with_lease(cache.lease()?));
-    let location = Location::parse(&request.context)?;
-    let mut context = Context::open(&location, &store.scratch()?)?;
+    let remotes = Remotes::new(request, Arc::clone(&store), Arc::clone(&cache));
+    let watch = Watch { observer: crew.observer, interrupted: crew.interrupted };
+    let mut context = remotes.context(&request.context, watch)?;
     if let Some(below) = &request.context_sub_path {
         context = context.below(&RootPath::clamped(below.as_bytes()).unwrap_or_default())?;
     }
@@ -135,6 +138,7 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
         context: &context,
         plan: &plan,
         bases: &bases,
+        remotes: &remotes,
         store: &store,
         cache: &cache,
         clamp,
@@ -167,6 +171,7 @@ struct Ready<'a> {
     context: &'a Context,
     plan: &'a Plan,
     bases: &'a Bases,
+    remotes: &'a Remotes,
     store: &'a Arc<Store>,
     cache: &'a Arc<Cache>,
     clamp: Option<i64>,
@@ -215,6 +220,7 @@ impl Ready<'_> {
             self.ignore.clone(),
             workshop,
             self.bases,
+            self.remotes,
             uploads,
             self.crew,
         )
@@ -303,6 +309,8 @@ fn plan_options(request: &Request) -> plan::Options {
         target: request.target.clone(),
         platform: request.platform.clone(),
         build_platform: request.build_platform.clone(),
+        contexts: request.contexts.clone(),
+        network: request.network,
     }
 }
 

@@ -46,11 +46,13 @@ pub enum Bucket {
     Layers,
     /// Shared cache and definition key → [`SharedMark`](crate::record::SharedMark).
     Shared,
+    /// URL → [`RemoteRecord`](crate::record::RemoteRecord).
+    Remotes,
 }
 
 impl Bucket {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Steps,
         Self::Content,
         Self::Hints,
@@ -58,6 +60,7 @@ impl Bucket {
         Self::Images,
         Self::Layers,
         Self::Shared,
+        Self::Remotes,
     ];
 
     /// Name on disk: lower case and a version.
@@ -70,6 +73,7 @@ impl Bucket {
             Self::Images => "images.v1",
             Self::Layers => "layers.v1",
             Self::Shared => "shared.v1",
+            Self::Remotes => "remotes.v1",
         }
     }
 }

@@ -47,9 +47,18 @@ pub(super) fn needs_other_files(action: &Action) -> bool {
     origins(action).any(|origin| matches!(origin, Origin::Stage(_) | Origin::Image(_)))
 }
 
-/// Whether a step reads files of the build context.
+/// Whether a step reads files of the build context, or of another that was named.
 pub(super) fn needs_context(action: &Action) -> bool {
-    origins(action).any(|origin| *origin == Origin::Context)
+    origins(action).any(|origin| matches!(origin, Origin::Context | Origin::Named(_)))
+}
+
+/// Whether a step has to ask other machines what it reads: before its turn that would
+/// keep the one whose turn it is.
+pub(super) fn reaches_out(action: &Action) -> bool {
+    let Action::Copy(copy) = action else { return false };
+    let is_far =
+        |source: &CopySource| matches!(source, CopySource::Http { .. } | CopySource::Git { .. });
+    matches!(copy.origin, Origin::Named(_)) || copy.sources.iter().any(is_far)
 }
 
 /// Where a step's files come from.

@@ -60,7 +60,7 @@ pub fn is_here(shared: &Shared<'_>, action: &Action, platform: &Platform) -> Res
     };
     for (origin, _) in reads(action) {
         let (base, chain) = match origin {
-            Origin::Context | Origin::Scratch => continue,
+            Origin::Context | Origin::Named(_) | Origin::Scratch => continue,
             Origin::Image(name) => (Some(shared.bases.resolve(name, platform)?), Vec::new()),
             Origin::Stage(index) => {
                 let finished = shared.stage(*index)?;
@@ -87,7 +87,7 @@ fn of_origin(
     platform: &Platform,
 ) -> Result<Option<Key>, Error> {
     Ok(match origin {
-        Origin::Context => None,
+        Origin::Context | Origin::Named(_) => None,
         Origin::Scratch => Some(key::of_base(&[])),
         Origin::Stage(index) => Some(shared.stage(*index)?.definition),
         Origin::Image(name) => {
@@ -106,6 +106,8 @@ fn reads(action: &Action) -> Vec<(&Origin, Vec<Vec<u8>>)> {
             for source in &copy.sources {
                 match source {
                     CopySource::Path(path) => taken.extend([b"path".to_vec(), path.clone().into()]),
+                    // Only of the build context, for which there is no such key.
+                    CopySource::Http { .. } | CopySource::Git { .. } => {}
                     CopySource::Inline { name, body } => {
                         taken.extend([
                             b"inline".to_vec(),

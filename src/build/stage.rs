@@ -193,6 +193,7 @@ impl<'a> StageRun<'a> {
             surroundings: key::Surroundings {
                 platform: stage.platform.clone(),
                 clamp: shared.request.source_date_epoch,
+                conditions: shared.request.conditions.clone(),
             },
             ahead: Ahead::default(),
             root: None,
@@ -376,7 +377,10 @@ impl<'a> StageRun<'a> {
             }
             // What the context can't tell has to be built or fetched first. And an
             // error is told when it is the step's turn.
-            if ahead::needs_other_files(&step.action) || shared.lacks_files(&step.action) {
+            if ahead::needs_other_files(&step.action)
+                || ahead::reaches_out(&step.action)
+                || shared.lacks_files(&step.action)
+            {
                 return;
             }
             let inputs = Inputs::of(shared, &step.action, &self.surroundings.platform);

@@ -29,6 +29,8 @@ use super::base::Base;
 use super::base::BaseLayer;
 use super::base::Bases;
 use super::client::LazyClient;
+use super::remote::Remotes;
+use super::remote::Watch;
 use super::request::Request;
 use super::shared::Mode;
 use crate::context::Context;
@@ -88,12 +90,13 @@ pub fn warm(warm: &Warm, crew: &Crew<'_>) -> Result<Vec<Warmed>, Error> {
     let store = Arc::new(Store::open(&request.cache_dir)?.with_lease(cache.lease()?));
     let now = jiff::Timestamp::now().as_second();
     store.forget_partial_blobs(now.saturating_sub(PARTIAL_LIFE));
-    let location = if warm.has_context {
-        Location::parse(&request.context)?
+    let remotes = Remotes::new(request, Arc::clone(&store), Arc::clone(&cache));
+    let watch = Watch { observer: crew.observer, interrupted: crew.interrupted };
+    let mut context = if warm.has_context {
+        remotes.context(&request.context, watch)?
     } else {
-        Location::Directory(store.scratch()?)
+        Context::open(&Location::Directory(store.scratch()?), &store.scratch()?)?
     };
-    let mut context = Context::open(&location, &store.scratch()?)?;
     if let Some(below) = request.context_sub_path.as_ref().filter(|_| warm.has_context) {
         context = context.below(&RootPath::clamped(below.as_bytes()).unwrap_or_default())?;
     }
@@ -144,6 +147,7 @@ pub fn warm(warm: &Warm, crew: &Crew<'_>) -> Result<Vec<Warmed>, Error> {
             context: &context,
             plan,
             bases: &bases,
+            remotes: &remotes,
             store: &store,
             cache: &cache,
             clamp: request.source_date_epoch.or(plan.source_date_epoch),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::flags::Build;
 use super::flags::CompressionKind;
 use super::flags::ImageFormat;
+use super::flags::NetworkKind;
 use super::flags::Pull;
 use super::flags::Snapshot;
 use crate::build::Request;
@@ -19,8 +20,11 @@ use crate::image::Format;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
+use crate::plan::step::Network;
 use crate::registry;
 use crate::snapshot::Mode as WalkMode;
+
+mod places;
 
 /// A flag that can't be used as it is.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +94,7 @@ pub(super) fn resolve(
             "--tar-path is Docker's format: it can't be used with --image-format=oci",
         ));
     }
+    let (contexts, named_files) = places::contexts(&flags.build_context)?;
     let build_platform = Platform::host();
     let platform = match &flags.custom_platform {
         Some(text) => {
@@ -134,6 +139,16 @@ pub(super) fn resolve(
         compression: compression(flags)?,
         source_date_epoch: epoch(variable)?,
         secrets: secrets(&flags.secret, variable)?,
+        ssh: places::ssh(&flags.ssh, variable)?,
+        git: places::git(&flags.git, &flags.build_arg, variable)?,
+        contexts,
+        named_files,
+        network: match flags.network {
+            NetworkKind::Default => Network::Default,
+            NetworkKind::None => Network::None,
+            NetworkKind::Host => Network::Host,
+        },
+        conditions: places::conditions(flags)?,
         registry: registry_options(
             &flags.pull,
             flags.insecure,
@@ -169,7 +184,7 @@ fn cache_repo(
 }
 
 /// `REPOSITORY`, or `oci:DIR`.
-pub(super) fn cache_place(text: &str) -> Result<CachePlace, FlagError> {
+fn cache_place(text: &str) -> Result<CachePlace, FlagError> {
     if let Some(directory) = text.strip_prefix("oci:") {
         if directory.is_empty() {
             return Err(wrong("--cache-repo oci: a directory is expected after it"));
@@ -182,10 +197,7 @@ pub(super) fn cache_place(text: &str) -> Result<CachePlace, FlagError> {
 }
 
 /// `--cache-dir`, or `/cache` where the image has it, or the user's cache directory.
-pub(super) fn cache_dir(
-    given: Option<&Path>,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> PathBuf {
+fn cache_dir(given: Option<&Path>, variable: &dyn Fn(&str) -> Option<String>) -> PathBuf {
     if let Some(directory) = given {
         return directory.to_owned();
     }
@@ -223,7 +235,7 @@ fn compression(flags: &Build) -> Result<Compression, FlagError> {
     }
 }
 
-pub(super) fn epoch(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<i64>, FlagError> {
+fn epoch(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<i64>, FlagError> {
     match variable("SOURCE_DATE_EPOCH").filter(|value| !value.is_empty()) {
         None => Ok(None),
         Some(text) => text.parse().map(Some).map_err(|_| {
@@ -233,7 +245,7 @@ pub(super) fn epoch(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<
 }
 
 /// `KEY=VALUE`, or `KEY` for the value in the environment; a later one wins.
-pub(super) fn build_args(
+fn build_args(
     given: &[String],
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<(String, Option<String>)>, FlagError> {
@@ -317,7 +329,7 @@ fn secrets(
 
 /// How registries are reached; `insecure` and `skip_tls_verify` for pushing,
 /// `retries` as far as they are asked for.
-pub(super) fn registry_options(
+fn registry_options(
     flags: &Pull,
     insecure: bool,
     skip_tls_verify: bool,

@@ -4,7 +4,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use clap::Parser;
+
 use super::FAILURE;
+use super::flags::Executor;
 use super::flags::Warm as Flags;
 use super::hint;
 use super::interrupt;
@@ -15,13 +18,7 @@ use super::request::wrong;
 use crate::build;
 use crate::build::Crew;
 use crate::build::Later;
-use crate::build::Request;
 use crate::build::Warm;
-use crate::build::request::CacheRepo;
-use crate::build::request::SnapshotMode;
-use crate::layer::compress::Compression;
-use crate::oci::platform::Platform;
-use crate::registry;
 use crate::sandbox::Cancel;
 use crate::sandbox::Namespaces;
 
@@ -92,57 +89,28 @@ fn resolve(flags: &Flags, variable: &dyn Fn(&str) -> Option<String>) -> Result<W
     if flags.dockerfile.is_empty() && (flags.cache_repo.is_some() || flags.context.is_some()) {
         return Err(wrong("--cache-repo and --context need a --dockerfile: images have no steps"));
     }
-    let build_platform = Platform::host();
-    let platform = match &flags.custom_platform {
-        Some(text) => {
-            text.parse().map_err(|error| wrong(format!("--custom-platform {text}: {error}")))?
-        }
-        None => build_platform.clone(),
-    };
-    let repo = match &flags.cache_repo {
-        Some(text) => Some(CacheRepo {
-            place: request::cache_place(text)?,
-            push: false,
-            ttl: Some(flags.cache_ttl),
-        }),
-        None => None,
-    };
-    let threads = std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN);
+    // Whatever a build has by default, but for what is said here.
+    let mut build = Executor::try_parse_from(["executor", "--no-push"])
+        .map_err(|error| wrong(error.to_string()))?
+        .build;
+    build.context = flags.context.clone().unwrap_or_default();
+    build.build_arg.clone_from(&flags.build_arg);
+    build.target.clone_from(&flags.target);
+    build.custom_platform.clone_from(&flags.custom_platform);
+    build.cache_dir.clone_from(&flags.cache_dir);
+    build.cache_repo.clone_from(&flags.cache_repo);
+    build.no_push_cache = true;
+    build.pull = flags.pull.clone();
+    let variable = |name: &str| variable(name).filter(|_| name != "KANIKO_NO_PUSH");
+    let mut request = request::resolve(&build, &variable)?;
+    if let Some(repo) = &mut request.cache_repo {
+        repo.ttl = Some(flags.cache_ttl);
+    }
     Ok(Warm {
         images: flags.image.clone(),
         dockerfiles: flags.dockerfile.clone(),
         has_context: flags.context.is_some(),
         force: flags.force,
-        request: Request {
-            context: flags.context.clone().unwrap_or_default(),
-            context_sub_path: None,
-            dockerfile: None,
-            destinations: Vec::new(),
-            push: false,
-            build_args: request::build_args(&flags.build_arg, variable)?,
-            target: flags.target.clone(),
-            labels: Vec::new(),
-            platform,
-            build_platform,
-            cache: true,
-            cache_copy: true,
-            cache_run: true,
-            cache_dir: request::cache_dir(flags.cache_dir.as_deref(), variable),
-            cache_repo: repo,
-            snapshot: SnapshotMode::Log,
-            oci_layout: None,
-            tar: None,
-            digest_file: None,
-            name_digest_file: None,
-            name_tag_digest_file: None,
-            format: None,
-            compression: Compression::DEFAULT,
-            source_date_epoch: request::epoch(variable)?,
-            secrets: Vec::new(),
-            registry: request::registry_options(&flags.pull, false, false, 0, variable)?,
-            credentials: registry::Environment::read(|name| variable(name).map(Into::into)),
-            check_push: false,
-            threads,
-        },
+        request,
     })
 }

@@ -8,7 +8,7 @@ use super::Verbosity;
 use super::boolean;
 
 /// How registries are reached, for whoever pulls.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Pull {
     /// Plain HTTP for pulling
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
@@ -40,7 +40,7 @@ pub struct Pull {
 }
 
 /// What is told.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Logging {
     /// How much is told
     #[arg(short, long, value_enum, default_value = "info")]
