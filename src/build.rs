@@ -7,12 +7,15 @@
 //!
 //! Nothing here prints: what happens is told to an [`Observer`].
 
+mod ahead;
 pub mod base;
 mod client;
 mod error;
 pub mod explain;
+pub mod inferred;
 pub mod inputs;
 pub mod key;
+mod later;
 pub mod layers;
 mod mounts;
 mod outputs;
@@ -22,9 +25,11 @@ mod remote;
 pub mod report;
 pub mod request;
 mod shared;
+pub mod shared_cache;
 pub mod slot;
 pub mod stage;
 mod tail;
+mod warm;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,11 +42,15 @@ use yadokari_cache::Fold;
 
 pub use error::Error;
 pub use error::chain;
+pub use later::Later;
 pub use progress::Observer;
 pub use progress::Progress;
 pub use publish::Pushed;
 pub use report::StepReport;
 pub use request::Request;
+pub use warm::Warm;
+pub use warm::Warmed;
+pub use warm::warm;
 
 use crate::context::Context;
 use crate::dockerfile;
@@ -70,7 +79,9 @@ use layers::Workshop;
 use publish::Uploads;
 use remote::Remotes;
 use remote::Watch;
+use shared::Mode;
 use shared::Shared;
+use shared_cache::SharedCache;
 use stage::Finished;
 
 /// What a build made.
@@ -98,6 +109,8 @@ pub struct Crew<'a> {
     pub cancel: Arc<Cancel>,
     /// Set when the user asks to stop.
     pub interrupted: &'a AtomicBool,
+    /// Takes what is to be done when the user has the result.
+    pub later: &'a Later,
 }
 
 /// Builds what `request` asks for.
@@ -113,7 +126,7 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     if let Some(below) = &request.context_sub_path {
         context = context.below(&RootPath::clamped(below.as_bytes()).unwrap_or_default())?;
     }
-    let (dockerfile, ignore) = read_dockerfile(request, &context)?;
+    let (dockerfile, ignore) = read_dockerfile(request.dockerfile.as_deref(), &context)?;
     for warning in &dockerfile.warnings {
         let place = dockerfile::Error::at(&dockerfile, warning.span, &warning.message);
         crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
@@ -122,65 +135,175 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     let bases = Bases::new(Arc::new(client), Arc::clone(&store));
     let plan = plan_stages(request, &dockerfile, &bases, crew)?;
     let clamp = request.source_date_epoch.or(plan.source_date_epoch);
-    let workshop = Workshop {
-        store: Arc::clone(&store),
-        cache: Arc::clone(&cache),
-        compression: request.compression,
-        media_type: layer_media_type(request.compression).to_owned(),
-        clamp,
-        threads: request.threads,
-    };
-    let uploads = (request.push && !request.destinations.is_empty())
-        .then(|| Uploads::new(&bases, request.destinations.clone(), request.check_push));
     for name in request.unknown_in_filter(&plan) {
         crew.observer
             .observe(Progress::Warning(format!("--no-cache-filter: no stage is called {name}")));
     }
-    let shared = Shared::new(
+    let ready = Ready {
         request,
-        &dockerfile,
-        &plan,
-        &context,
-        ignore,
-        &workshop,
-        &bases,
-        &remotes,
-        uploads.as_ref(),
         crew,
-    );
-
-    let built = shared.run_stages();
-    shared.save_context_digests();
-    let image = built.and_then(|finished| {
-        let image = assemble(request, &plan, &finished, clamp)?;
-        Ok((finished, image))
-    });
-    // Whatever finished is kept, also when something else failed.
-    if let Err(error) = cache.fold(Fold::IfWorthwhile) {
-        crew.observer.observe(Progress::Warning(format!("the cache index is behind: {error}")));
-    }
-    for notice in cache.take_notices() {
-        crew.observer.observe(Progress::Warning(notice.to_string()));
-    }
-    let (finished, image) = image.map_err(|error| error.at_layer(&dockerfile))?;
-    let pushed = match &uploads {
-        Some(uploads) => uploads.publish(&image, finished.base.as_deref(), finished.misses > 0)?,
-        None => Vec::new(),
+        dockerfile: &dockerfile,
+        ignore: &ignore,
+        context: &context,
+        plan: &plan,
+        bases: &bases,
+        remotes: &remotes,
+        store: &store,
+        cache: &cache,
+        clamp,
     };
-    let steps = shared.reports();
-    outputs::write(request, &image, finished.base.as_deref(), &bases, &steps)?;
-    Ok(Report {
-        steps,
-        manifest: image.manifest.digest,
-        config: image.config.digest,
-        pushed,
-        misses: finished.misses,
-    })
+    let repo = ready.repo();
+    let result = ready.attempt(repo.as_ref());
+    let Some(repo) = repo else { return result };
+    repo.tell(crew.observer);
+    if let Err(error) = &result
+        && matches!(error.cause(), Error::Interrupted)
+    {
+        return result;
+    }
+    if repo.is_lost() && result.is_err() {
+        // What was finished hits now; what was believed to be there runs.
+        return ready.attempt(None);
+    }
+    if let Some(push) = repo.unsent(request.mountable()) {
+        crew.later.add(push);
+    }
+    result
+}
+
+/// Everything that a build stands on, read and planned.
+struct Ready<'a> {
+    request: &'a Request,
+    crew: &'a Crew<'a>,
+    dockerfile: &'a Dockerfile,
+    ignore: &'a Matcher,
+    context: &'a Context,
+    plan: &'a Plan,
+    bases: &'a Bases,
+    remotes: &'a Remotes,
+    store: &'a Arc<Store>,
+    cache: &'a Arc<Cache>,
+    clamp: Option<i64>,
+}
+
+impl Ready<'_> {
+    /// The shared cache, if the request names one.
+    fn repo(&self) -> Option<Arc<SharedCache>> {
+        let request = self.request;
+        let options = request.cache_repo.clone().filter(|_| request.cache)?;
+        Some(Arc::new(SharedCache::new(
+            options,
+            &request.registry,
+            &request.credentials,
+            request.compression.label(),
+            Arc::clone(self.store),
+            Arc::clone(self.cache),
+            jiff::Timestamp::now().as_second(),
+        )))
+    }
+
+    fn workshop(&self, repo: Option<&Arc<SharedCache>>) -> Workshop {
+        Workshop {
+            store: Arc::clone(self.store),
+            cache: Arc::clone(self.cache),
+            repo: repo.cloned(),
+            compression: self.request.compression,
+            media_type: layer_media_type(self.request.compression).to_owned(),
+            clamp: self.clamp,
+            threads: self.request.threads,
+        }
+    }
+
+    fn shared<'b>(
+        &'b self,
+        mode: Mode,
+        workshop: &'b Workshop,
+        uploads: Option<&'b Uploads<'b>>,
+    ) -> Shared<'b> {
+        Shared::new(
+            self.request,
+            mode,
+            self.dockerfile,
+            self.plan,
+            self.context,
+            self.ignore.clone(),
+            workshop,
+            self.bases,
+            self.remotes,
+            uploads,
+            self.crew,
+        )
+    }
+
+    /// Fetches what the shared cache has of the steps, running none.
+    fn fetch_steps(&self, mode: Mode) -> Result<(), Error> {
+        let Some(repo) = self.repo() else { return Ok(()) };
+        let workshop = self.workshop(Some(&repo));
+        let shared = self.shared(mode, &workshop, None);
+        let walked = shared.run_stages();
+        shared.save_context_digests();
+        repo.fetch_hits(self.crew.observer)?;
+        if let Some(reason) = repo.trouble() {
+            return Err(Error::SharedCache(reason));
+        }
+        repo.tell(self.crew.observer);
+        match walked {
+            Err(error) if !matches!(error.cause(), Error::NotCached) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Builds and delivers, with the help of `repo`.
+    fn attempt(&self, repo: Option<&Arc<SharedCache>>) -> Result<Report, Error> {
+        let Self { request, crew, dockerfile, plan, bases, cache, clamp, .. } = *self;
+        let workshop = self.workshop(repo);
+        let uploads = (request.push && !request.destinations.is_empty()).then(|| {
+            Uploads::new(bases, request.destinations.clone(), request.check_push, crew.observer)
+        });
+        let shared = self.shared(Mode::Build, &workshop, uploads.as_ref());
+
+        let built = shared.run_stages();
+        shared.save_context_digests();
+        let image = built.and_then(|finished| {
+            let image = assemble(request, plan, &finished, clamp)?;
+            Ok((finished, image))
+        });
+        // Whatever finished is kept, also when something else failed.
+        if let Err(error) = cache.fold(Fold::IfWorthwhile) {
+            crew.observer.observe(Progress::Warning(format!("the cache index is behind: {error}")));
+        }
+        for notice in cache.take_notices() {
+            crew.observer.observe(Progress::Warning(notice.to_string()));
+        }
+        let (finished, image) = image.map_err(|error| error.at_layer(dockerfile))?;
+        let pushed = match &uploads {
+            Some(uploads) => uploads.publish(
+                &image,
+                finished.base.as_deref(),
+                finished.misses > 0,
+                repo.map(|repo| &**repo),
+            )?,
+            None => Vec::new(),
+        };
+        if let Some(repo) = repo.filter(|_| request.oci_layout.is_some() || request.tar.is_some()) {
+            let layers: Vec<Digest> = image.layers.iter().map(|layer| layer.digest).collect();
+            repo.fetch_all(&layers, false, crew.observer)?;
+        }
+        let steps = shared.reports();
+        outputs::write(request, &image, finished.base.as_deref(), bases, &steps)?;
+        Ok(Report {
+            steps,
+            manifest: image.manifest.digest,
+            config: image.config.digest,
+            pushed,
+            misses: finished.misses,
+        })
+    }
 }
 
 /// Reads the Dockerfile and the ignore rules that go with it.
-fn read_dockerfile(request: &Request, context: &Context) -> Result<(Dockerfile, Matcher), Error> {
-    let file = context.dockerfile(request.dockerfile.as_deref(), Path::new("."))?;
+fn read_dockerfile(name: Option<&str>, context: &Context) -> Result<(Dockerfile, Matcher), Error> {
+    let file = context.dockerfile(name, Path::new("."))?;
     let dockerfile = dockerfile::parse(&file.name, &file.text)?;
     let ignore = match &file.ignore {
         Some(rules) => Matcher::parse(&rules.text)
@@ -188,6 +311,18 @@ fn read_dockerfile(request: &Request, context: &Context) -> Result<(Dockerfile, 
         None => Matcher::default(),
     };
     Ok((dockerfile, ignore))
+}
+
+/// What the caller decides about a plan.
+fn plan_options(request: &Request) -> plan::Options {
+    plan::Options {
+        build_args: request.build_args.clone(),
+        target: request.target.clone(),
+        platform: request.platform.clone(),
+        build_platform: request.build_platform.clone(),
+        contexts: request.contexts.clone(),
+        network: request.network,
+    }
 }
 
 /// Plans the stages. Triggers out of base images may name further stages, so bases
@@ -198,15 +333,7 @@ fn plan_stages(
     bases: &Bases,
     crew: &Crew<'_>,
 ) -> Result<Plan, Error> {
-    let options = plan::Options {
-        build_args: request.build_args.clone(),
-        target: request.target.clone(),
-        platform: request.platform.clone(),
-        build_platform: request.build_platform.clone(),
-        contexts: request.contexts.clone(),
-        network: request.network,
-    };
-    let mut plan = plan::plan(dockerfile, &options)?;
+    let mut plan = plan::plan(dockerfile, &plan_options(request))?;
     for warning in &plan.warnings {
         let place = dockerfile::Error::at(dockerfile, warning.span, &warning.message);
         crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));

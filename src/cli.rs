@@ -2,7 +2,7 @@
 //!
 //! `flags` is what was typed, `request` what it means, `report` the only place
 //! that prints. The same binary is `yadokari` and, by the name it is called,
-//! kaniko's `executor`.
+//! kaniko's `executor` or `warmer`.
 
 pub mod cache_mount;
 pub mod flags;
@@ -11,6 +11,7 @@ mod logging;
 mod report;
 mod request;
 mod screen;
+mod warm;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -22,6 +23,7 @@ use clap::Parser;
 
 use crate::build;
 use crate::build::Crew;
+use crate::build::Later;
 use crate::build::Observer;
 use crate::build::Progress;
 use crate::build::Report;
@@ -34,6 +36,7 @@ use flags::CacheCommand;
 use flags::Command;
 use flags::Executor;
 use flags::ExecutorCommand;
+use flags::Warmer;
 use flags::Yadokari;
 use report::Reporter;
 
@@ -49,7 +52,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         .unwrap_or_default();
     let as_executor = name == "executor";
     let words = arguments.iter().skip(1).filter_map(|word| word.to_str());
-    if let Some(missing) = flags::missing_flag(words) {
+    // The warmer has all of kaniko's.
+    let is_warmer = name == "warmer" || words.clone().next() == Some("warm");
+    if let Some(missing) = flags::missing_flag(words).filter(|_| !is_warmer) {
         eprintln(&format!("error: --{missing} is not there yet; nothing was built"));
         return ExitCode::from(FAILURE);
     }
@@ -58,6 +63,8 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
             Some(ExecutorCommand::Version) => Command::Version,
             None => Command::Build(Box::new(executor.build)),
         })
+    } else if name == "warmer" {
+        Warmer::try_parse_from(arguments).map(|warmer| Command::Warm(Box::new(warmer.warm)))
     } else {
         Yadokari::try_parse_from(arguments).map(|yadokari| yadokari.command)
     };
@@ -68,6 +75,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         }
         Ok(Command::Build(flags)) => run_build(&flags),
         Ok(Command::Cache(arguments)) => run_cache(&arguments),
+        Ok(Command::Warm(flags)) => warm::run(&flags),
         Err(error) => {
             // Help and version are no errors and go to standard output.
             let _ = error.print();
@@ -93,9 +101,10 @@ fn run_cache(arguments: &CacheArguments) -> ExitCode {
 }
 
 fn run_build(flags: &Build) -> ExitCode {
-    let reporter = Reporter::new(flags.log_format, flags.verbosity, flags.log_timestamp)
-        .explaining(flags.explain);
-    logging::start(flags.verbosity, flags.log_format, reporter.screen());
+    let log = &flags.logging;
+    let reporter =
+        Reporter::new(log.log_format, log.verbosity, log.log_timestamp).explaining(flags.explain);
+    logging::start(log.verbosity, log.log_format, reporter.screen());
     let variable = |name: &str| std::env::var(name).ok();
     let request = match request::resolve(flags, &variable) {
         Ok(request) => request,
@@ -133,16 +142,25 @@ fn run_build(flags: &Build) -> ExitCode {
         }
     };
     let runner = Namespaces::of_this_program();
-    let crew = Crew { observer: &reporter, runner: &runner, cancel, interrupted: &interrupted };
+    let later = Later::default();
+    let crew = Crew {
+        observer: &reporter,
+        runner: &runner,
+        cancel,
+        interrupted: &interrupted,
+        later: &later,
+    };
     let built = build::build(&request, &crew);
     reporter.screen().close();
-    match built {
+    let code = match built {
         Ok(report) => {
             tell(&reporter, &report);
             ExitCode::SUCCESS
         }
         Err(error) => fail(&reporter, &error),
-    }
+    };
+    later.run(&reporter, &interrupted);
+    code
 }
 
 fn tell(reporter: &Reporter, report: &Report) {

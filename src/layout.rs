@@ -1,11 +1,12 @@
 //! Images as files: OCI image layouts (image-layout.md of the specification) and
 //! the tar that `docker load` reads.
 //!
-//! [`write()`] puts an image into a layout directory, [`Layout`] finds one in it,
+//! [`write()`] puts an image into a layout directory, [`add()`] one more, [`Layout`] finds one in it,
 //! [`write_docker_archive`] makes the tar. Blobs come from whoever holds them, as
 //! open files; every blob's digest is computed on its way, and a wrong one is an
 //! error here and never somebody else's surprise.
 
+mod add;
 mod docker_archive;
 mod error;
 mod read;
@@ -14,6 +15,8 @@ mod write;
 use std::fs::File;
 use std::io;
 
+pub use add::Named;
+pub use add::add;
 pub use docker_archive::UNSET_NAME;
 pub use docker_archive::save_docker_archive;
 pub use docker_archive::write_docker_archive;

@@ -204,6 +204,22 @@ impl Client {
         BlobReader::open(Arc::clone(&self.inner), repository, descriptor)
     }
 
+    /// Goes on with a blob of which `begun` has the first bytes: they are read, hashed
+    /// and not given out again; what follows is. Nothing is asked for if it is whole.
+    ///
+    /// # Errors
+    ///
+    /// As [`BlobReader`]'s; `InvalidData` when `begun` is no beginning of the blob,
+    /// as far as that can be seen yet.
+    pub fn rest_of_blob(
+        &self,
+        repository: &Reference,
+        descriptor: &Descriptor,
+        begun: &mut dyn io::Read,
+    ) -> io::Result<BlobReader> {
+        BlobReader::resume_after(Arc::clone(&self.inner), repository, descriptor, begun)
+    }
+
     /// A small blob such as an image config, at most 8 MiB, verified.
     pub fn blob_bytes(
         &self,

@@ -7,6 +7,7 @@
 //! layers/sha256/<hex>.tar      an uncompressed layer, by diff ID
 //! layers/sha256/<hex>.index    its layer index; present only when complete
 //! mounts/<key>/                directories of RUN --mount=type=cache ([`mounts`])
+//! partial/<hex>                the beginning of a blob, for whoever goes on with it
 //! tmp/<lease>/                 in flight, of this process alone
 //! ```
 //!
@@ -30,6 +31,7 @@ mod blob;
 mod error;
 mod map;
 pub mod mounts;
+mod partial;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -43,6 +45,7 @@ use crate::oci::digest::{DiffId, Digest};
 pub use blob::{BlobWriter, LayerWriter};
 pub use error::Error;
 pub use map::Map;
+pub use partial::PartialBlob;
 
 /// Where a complete layer lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -229,6 +232,24 @@ impl Store {
     /// When it cannot be removed.
     pub fn discard_blob(&self, digest: &Digest) -> Result<(), Error> {
         self.discard(&self.directory.join(blob_name(digest)))
+    }
+
+    /// Goes on with a blob that may have been begun before. Waits while another
+    /// process does; look for the blob when it has come.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be opened or locked.
+    pub fn partial_blob(&self, digest: &Digest) -> Result<PartialBlob<'_>, Error> {
+        PartialBlob::new(self, digest)
+    }
+
+    /// Removes beginnings of blobs that nobody has gone on with since `before`, in
+    /// seconds since 1970. Best effort.
+    pub fn forget_partial_blobs(&self, before: i64) {
+        if self.access == Access::ReadWrite {
+            partial::forget(&self.directory, before);
+        }
     }
 
     // Layers.

@@ -44,19 +44,22 @@ pub enum Bucket {
     Images,
     /// Diff ID → [`LayerRecord`](crate::record::LayerRecord).
     Layers,
+    /// Shared cache and definition key → [`SharedMark`](crate::record::SharedMark).
+    Shared,
     /// URL → [`RemoteRecord`](crate::record::RemoteRecord).
     Remotes,
 }
 
 impl Bucket {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Steps,
         Self::Content,
         Self::Hints,
         Self::Compressed,
         Self::Images,
         Self::Layers,
+        Self::Shared,
         Self::Remotes,
     ];
 
@@ -69,6 +72,7 @@ impl Bucket {
             Self::Compressed => "compressed.v1",
             Self::Images => "images.v1",
             Self::Layers => "layers.v1",
+            Self::Shared => "shared.v1",
             Self::Remotes => "remotes.v1",
         }
     }

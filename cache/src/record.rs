@@ -173,6 +173,19 @@ impl Record for ImageRecord {
     const BUCKET: Bucket = Bucket::Images;
 }
 
+/// A step was seen in a shared cache, so that it needn't be pushed there again.
+/// Names no content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedMark {
+    /// When, in seconds since 1970.
+    pub seen: i64,
+}
+
+impl Record for SharedMark {
+    const VERSION: u8 = 1;
+    const BUCKET: Bucket = Bucket::Shared;
+}
+
 /// What a URL held when it was last asked for; its key is made of the URL. Unlike a
 /// step's it ages: the server is asked whether it still holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -200,7 +200,7 @@ impl Bases {
             return Ok(());
         }
         if let Some(file) = self.store.open_blob(&layer.descriptor.digest)? {
-            return self.index_layer(layer, file);
+            return index_layer(&self.store, layer, file);
         }
         observer.observe(Progress::Note(format!(
             "pulling {} ({} bytes)",
@@ -208,9 +208,60 @@ impl Bases {
         )));
         let mut blob = self.store.blob_writer()?;
         let source = self.open(base, &layer.descriptor)?;
-        self.index_layer(layer, Keep { source, copy: &mut blob, drained: false })?;
+        index_layer(&self.store, layer, Keep::new(source, &mut blob))?;
         blob.commit(Some(&layer.descriptor.digest))?;
         Ok(())
+    }
+
+    /// Brings the compressed blob of a registry's image into the store, going on where
+    /// somebody stopped; of one process or several at once, one does it. Unlike
+    /// [`Bases::ensure_layer`] it reads the blob again to index it, so it is for those
+    /// whom nobody waits for.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fetch_resumably(
+        &self,
+        base: &Base,
+        layer: &BaseLayer,
+        observer: &dyn Observer,
+    ) -> Result<(), Error> {
+        let Origin::Registry(reference) = &base.origin else { return Ok(()) };
+        let descriptor = &layer.descriptor;
+        let is_here = || self.store.has_blob(&descriptor.digest, Some(descriptor.size));
+        if is_here()? {
+            return Ok(());
+        }
+        loop {
+            let mut partial = self.store.partial_blob(&descriptor.digest)?;
+            if is_here()? {
+                partial.discard();
+                return Ok(());
+            }
+            let begun = partial.length();
+            let from = if begun > 0 { format!(" from byte {begun}") } else { String::new() };
+            observer.observe(Progress::Note(format!(
+                "pulling {} ({} bytes){from}",
+                descriptor.digest, descriptor.size
+            )));
+            let mut copy = || -> io::Result<()> {
+                let client = self.client.get().map_err(io::Error::other)?;
+                let mut begun = partial.reader().map_err(io::Error::other)?;
+                let mut rest = client.rest_of_blob(reference, descriptor, &mut begun)?;
+                io::copy(&mut rest, &mut partial).map(drop)
+            };
+            let Err(source) = copy() else {
+                return Ok(partial.commit(&descriptor.digest)?);
+            };
+            let is_damaged = source.kind() == io::ErrorKind::InvalidData;
+            if is_damaged {
+                partial.discard();
+            }
+            // What was here may have been wrong, and not what came.
+            if !is_damaged || begun == 0 {
+                return Err(Error::Fetch { digest: descriptor.digest, source });
+            }
+        }
     }
 
     /// Makes sure that the compressed blob is in the store, for pushing it elsewhere.
@@ -237,29 +288,33 @@ impl Bases {
             Origin::Layout(directory) => Ok(Box::new(Layout::open(directory)?.blob(descriptor)?)),
         }
     }
+}
 
-    /// Inflates `source` into the layer store, checking the diff ID.
-    fn index_layer(&self, layer: &BaseLayer, source: impl Read + Send) -> Result<(), Error> {
-        let fetch = |source: io::Error| Error::Fetch { digest: layer.descriptor.digest, source };
-        let mut inflated = decompress::reader(source).map_err(fetch)?;
-        let writer = self.store.layer_writer()?;
-        let mut tar = BufWriter::with_capacity(1 << 18, writer);
-        let written = layer::read(&mut inflated, &mut tar)
-            .map_err(|source| Error::BaseLayer { digest: layer.descriptor.digest, source })?;
-        // What follows the compressed stream still belongs to the blob's digest.
-        io::copy(&mut inflated, &mut io::sink()).map_err(fetch)?;
-        tar.flush().map_err(fetch)?;
-        if written.diff_id != layer.diff_id {
-            return Err(Error::WrongDiffId {
-                digest: layer.descriptor.digest,
-                expected: layer.diff_id,
-                found: written.diff_id,
-            });
-        }
-        let writer = tar.into_inner().map_err(|error| fetch(error.into_error()))?;
-        writer.commit(&written.diff_id, &written.index)?;
-        Ok(())
+/// Inflates `source` into the layer store, checking the diff ID.
+pub(super) fn index_layer(
+    store: &Store,
+    layer: &BaseLayer,
+    source: impl Read + Send,
+) -> Result<(), Error> {
+    let fetch = |source: io::Error| Error::Fetch { digest: layer.descriptor.digest, source };
+    let mut inflated = decompress::reader(source).map_err(fetch)?;
+    let writer = store.layer_writer()?;
+    let mut tar = BufWriter::with_capacity(1 << 18, writer);
+    let written = layer::read(&mut inflated, &mut tar)
+        .map_err(|source| Error::BaseLayer { digest: layer.descriptor.digest, source })?;
+    // What follows the compressed stream still belongs to the blob's digest.
+    io::copy(&mut inflated, &mut io::sink()).map_err(fetch)?;
+    tar.flush().map_err(fetch)?;
+    if written.diff_id != layer.diff_id {
+        return Err(Error::WrongDiffId {
+            digest: layer.descriptor.digest,
+            expected: layer.diff_id,
+            found: written.diff_id,
+        });
     }
+    let writer = tar.into_inner().map_err(|error| fetch(error.into_error()))?;
+    writer.commit(&written.diff_id, &written.index)?;
+    Ok(())
 }
 
 /// `linux/amd64, linux/arm64`.
@@ -311,10 +366,17 @@ fn assemble(
 
 /// Passes bytes on and keeps a copy; at the end of whoever reads, the rest is read
 /// too, so that the copy is whole.
-struct Keep<'a, R: Read, W: Write> {
+pub(super) struct Keep<'a, R: Read, W: Write> {
     source: R,
     copy: &'a mut W,
     drained: bool,
+}
+
+impl<'a, R: Read, W: Write> Keep<'a, R, W> {
+    /// Keeps what is read of `source` in `copy`.
+    pub(super) fn new(source: R, copy: &'a mut W) -> Self {
+        Self { source, copy, drained: false }
+    }
 }
 
 impl<R: Read, W: Write> Read for Keep<'_, R, W> {
@@ -355,7 +417,7 @@ mod tests {
     fn what_the_reader_leaves_is_kept_too() {
         let mut copy = Vec::new();
         {
-            let mut keep = Keep { source: &b"abcdef"[..], copy: &mut copy, drained: false };
+            let mut keep = Keep::new(&b"abcdef"[..], &mut copy);
             let mut two = [0; 2];
             keep.read_exact(&mut two).expect("two bytes");
         }

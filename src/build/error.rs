@@ -52,6 +52,12 @@ pub enum Error {
         /// Its last lines.
         output: Vec<String>,
     },
+    /// A step would have to run, and nothing is to be run.
+    #[error("a step is not in the cache")]
+    NotCached,
+    /// The shared cache can't be used, and it alone was asked for.
+    #[error("{0}")]
+    SharedCache(String),
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -264,6 +270,7 @@ impl Error {
             | Self::Dockerfile(_)
             | Self::Stage(_)
             | Self::Interrupted
+            | Self::NotCached
             | Self::Denied(_) => self,
             other => Self::At {
                 place: dockerfile::Error::at(dockerfile, span, chain(&other)),

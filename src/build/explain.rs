@@ -40,12 +40,14 @@ use mask::Mask;
 const MOST_FIELDS: usize = 200;
 
 /// What the look-up of a step in the cache found out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Absence {
     /// It wasn't looked up, because of this flag.
     Forced(&'static str),
     /// Its record was there, its layer wasn't.
     LayerGone,
+    /// The shared cache has a record that can't be used.
+    Unusable(String),
     /// There is no record; with a hint, one on other layers.
     NoRecord {
         /// The step was run on other layers.
@@ -190,6 +192,7 @@ impl Explainer {
         let elsewhere = match absence {
             Absence::Forced(flag) => return vec![MissReason::Forced { flag: flag.to_owned() }],
             Absence::LayerGone => return vec![MissReason::Evicted],
+            Absence::Unusable(reason) => return vec![MissReason::Unusable { reason }],
             Absence::NoRecord { elsewhere } => elsewhere,
         };
         let Some(at) = ancestor else { return vec![MissReason::NeverBuilt { elsewhere }] };

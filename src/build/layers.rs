@@ -25,6 +25,7 @@ use yadokari_cache::record::Compressed;
 use yadokari_cache::record::CompressedRecord;
 
 use super::key;
+use super::shared_cache::SharedCache;
 use super::slot::Slot;
 use crate::change::ChangeSet;
 use crate::dockerfile::Span;
@@ -65,7 +66,7 @@ pub struct LayerError {
 }
 
 impl LayerError {
-    fn new(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+    pub(super) fn new(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self { cause: Arc::new(error), span: None }
     }
 
@@ -114,6 +115,10 @@ pub struct Job {
     pub created: Timestamp,
     /// How long the step took, in milliseconds.
     pub duration_ms: u64,
+    /// Whether the shared cache gets it too.
+    pub shared: bool,
+    /// Key by the definitions of the stages that it reads.
+    pub inferred: Option<Key>,
     /// The root the changes come from; its files are served from the written layer
     /// afterwards.
     pub overlay: Arc<Overlay>,
@@ -128,6 +133,8 @@ pub struct Workshop {
     pub store: Arc<Store>,
     /// Where records go.
     pub cache: Arc<Cache>,
+    /// The cache shared with other machines.
+    pub repo: Option<Arc<SharedCache>>,
     /// Compression of the blobs.
     pub compression: Compression,
     /// Media type of the blobs.
@@ -226,7 +233,7 @@ impl Workshop {
     pub fn usable(&self, record: &StepRecord) -> Result<Option<LayerFacts>, LayerError> {
         let Some(mut facts) = facts_of(record) else { return Ok(None) };
         let known: Option<CompressedRecord> =
-            self.cache.record(&self.compressed_key(&facts.diff_id));
+            self.cache.record(&compressed_key(&facts.diff_id, &self.compression.label()));
         if let Some(known) = known {
             let digest = Digest::from_bytes(known.blob.digest);
             if self.has(&digest, known.blob.size)? {
@@ -260,17 +267,8 @@ impl Workshop {
         self.store.has_blob(digest, Some(size)).map_err(LayerError::new)
     }
 
-    /// Key under which the blob of a layer is found for our compression.
-    fn compressed_key(&self, diff_id: &DiffId) -> Key {
-        let mut hasher = KeyHasher::new("compressed");
-        hasher.field("diff id", diff_id.as_bytes());
-        hasher.field("setting", self.compression.label().as_bytes());
-        hasher.finish()
-    }
-
     fn compressed_put(&self, facts: &LayerFacts) -> (Bucket, Key, Vec<u8>) {
-        let record = CompressedRecord { blob: compressed(&facts.descriptor) };
-        (Bucket::Compressed, self.compressed_key(&facts.diff_id), record.encode())
+        compressed_put(&facts.diff_id, &facts.descriptor, &self.compression.label())
     }
 
     /// A finished layer, ready to be stacked.
@@ -340,8 +338,30 @@ impl Workshop {
         };
         let mut puts = record.puts();
         puts.push(self.compressed_put(facts));
-        self.cache.put(&puts).map_err(LayerError::new)
+        self.cache.put(&puts).map_err(LayerError::new)?;
+        if let Some(repo) = self.repo.as_ref().filter(|_| job.shared) {
+            repo.made(&record, job.inferred);
+        }
+        Ok(())
     }
+}
+
+/// Key under which the blob of a layer is found that was made with a setting.
+fn compressed_key(diff_id: &DiffId, setting: &str) -> Key {
+    let mut hasher = KeyHasher::new("compressed");
+    hasher.field("diff id", diff_id.as_bytes());
+    hasher.field("setting", setting.as_bytes());
+    hasher.finish()
+}
+
+/// The record that finds it.
+pub(super) fn compressed_put(
+    diff_id: &DiffId,
+    blob: &Descriptor,
+    setting: &str,
+) -> (Bucket, Key, Vec<u8>) {
+    let record = CompressedRecord { blob: compressed(blob) };
+    (Bucket::Compressed, compressed_key(diff_id, setting), record.encode())
 }
 
 /// What a record says of a layer.
@@ -377,7 +397,8 @@ impl<A: Write, B: Write> Write for Both<A, B> {
     }
 }
 
-fn compressed(descriptor: &Descriptor) -> Compressed {
+/// A blob as records name it.
+pub(super) fn compressed(descriptor: &Descriptor) -> Compressed {
     Compressed {
         digest: *descriptor.digest.as_bytes(),
         size: descriptor.size,

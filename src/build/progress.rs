@@ -25,6 +25,8 @@ pub enum Outcome {
     Cached,
     /// It ran.
     Done,
+    /// It isn't in the cache, and nothing was to be run.
+    Absent,
     /// It failed.
     Failed,
 }

@@ -18,6 +18,8 @@ use super::base::Base;
 use super::base::Bases;
 use super::base::Origin;
 use super::layers::LayerSlot;
+use super::progress::Observer;
+use super::shared_cache::SharedCache;
 use crate::image::Assembled;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
@@ -32,6 +34,7 @@ const UPLOADS: usize = 4;
 pub struct Uploads<'a> {
     inner: Arc<Inner>,
     bases: &'a Bases,
+    observer: &'a dyn Observer,
     jobs: Mutex<Option<mpsc::Sender<LayerSlot>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -59,7 +62,12 @@ pub struct Pushed {
 impl<'a> Uploads<'a> {
     /// Nothing happens before the first layer comes. With `check`, the permission to
     /// push is checked when the first step has to run.
-    pub fn new(bases: &'a Bases, destinations: Vec<Reference>, check: bool) -> Self {
+    pub fn new(
+        bases: &'a Bases,
+        destinations: Vec<Reference>,
+        check: bool,
+        observer: &'a dyn Observer,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 client: Arc::clone(&bases.client),
@@ -70,6 +78,7 @@ impl<'a> Uploads<'a> {
                 denied: Mutex::default(),
             }),
             bases,
+            observer,
             jobs: Mutex::default(),
             threads: Mutex::default(),
         }
@@ -126,13 +135,14 @@ impl<'a> Uploads<'a> {
         image: &Assembled,
         base: Option<&Base>,
         changed: bool,
+        repo: Option<&SharedCache>,
     ) -> Result<Vec<Pushed>, Error> {
         self.stop();
         let mut pushed = Vec::new();
         for (number, destination) in self.inner.destinations.iter().enumerate() {
             let unchanged = !changed && self.inner.has(destination, &image.manifest.digest)?;
             if !unchanged {
-                self.push_one(number, destination, image, base)?;
+                self.push_one(number, destination, image, base, repo)?;
             }
             pushed.push(Pushed { destination: destination.clone(), unchanged });
         }
@@ -145,13 +155,14 @@ impl<'a> Uploads<'a> {
         destination: &Reference,
         image: &Assembled,
         base: Option<&Base>,
+        repo: Option<&SharedCache>,
     ) -> Result<(), Error> {
         let next = AtomicUsize::new(0);
         let work = || -> Result<(), Error> {
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(layer) = image.layers.get(at) else { return Ok(()) };
-                self.push_layer(number, destination, layer, base)?;
+                self.push_layer(number, destination, layer, base, repo)?;
             }
         };
         std::thread::scope(|scope| {
@@ -173,13 +184,17 @@ impl<'a> Uploads<'a> {
         destination: &Reference,
         layer: &Descriptor,
         base: Option<&Base>,
+        repo: Option<&SharedCache>,
     ) -> Result<(), Error> {
         let of_base = base.and_then(|base| {
             let found = base.layers.iter().find(|known| known.descriptor.digest == layer.digest)?;
             Some((base, found))
         });
         let Some((base, found)) = of_base else {
-            return Ok(self.inner.push(number, layer, &[])?);
+            return match repo.filter(|repo| repo.has_layer(&layer.digest)) {
+                Some(repo) => self.push_cached(number, destination, layer, repo),
+                None => Ok(self.inner.push(number, layer, &[])?),
+            };
         };
         // Another repository of the same registry may have it; else it is pulled to
         // be pushed.
@@ -204,6 +219,36 @@ impl<'a> Uploads<'a> {
             }
             other => Ok(other?),
         }
+    }
+
+    /// Pushes a layer that the shared cache has: at the same registry it needn't be
+    /// here for that.
+    fn push_cached(
+        &self,
+        number: usize,
+        destination: &Reference,
+        layer: &Descriptor,
+        repo: &SharedCache,
+    ) -> Result<(), Error> {
+        let mount_from: Vec<Reference> = repo
+            .mount_from(&layer.digest)
+            .filter(|place| place.registry() == destination.registry())
+            .into_iter()
+            .collect();
+        let is_here = || self.inner.store.has_blob(&layer.digest, Some(layer.size));
+        if !mount_from.is_empty() {
+            match self.inner.push(number, layer, &mount_from) {
+                // It can't be mounted, and isn't here to be sent.
+                Err(error) if !is_here()? => {
+                    tracing::debug!(%error, layer = %layer.digest, "not mounted");
+                }
+                other => return Ok(other?),
+            }
+        } else if !is_here()? && self.inner.client.get()?.has_blob(destination, &layer.digest)? {
+            return Ok(());
+        }
+        repo.fetch(&layer.digest, false, self.observer)?;
+        Ok(self.inner.push(number, layer, &[])?)
     }
 
     fn stop(&self) {

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Error;
 use crate::image::Format;
@@ -145,6 +146,26 @@ pub enum SnapshotMode {
     Walk(WalkMode),
 }
 
+/// Where a cache is that machines share.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CachePlace {
+    /// A repository; its tag means nothing.
+    Registry(Reference),
+    /// An OCI image layout on disk.
+    Layout(PathBuf),
+}
+
+/// `--cache-repo` and what goes with it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CacheRepo {
+    /// Where it is.
+    pub place: CachePlace,
+    /// `--no-push-cache` not given.
+    pub push: bool,
+    /// `--cache-ttl`: age from which a step counts as missing.
+    pub ttl: Option<Duration>,
+}
+
 /// Everything a build needs to know.
 pub struct Request {
     /// `--context`, as given.
@@ -179,6 +200,8 @@ pub struct Request {
     pub no_cache_filter: Vec<String>,
     /// The cache directory.
     pub cache_dir: PathBuf,
+    /// The cache shared with other machines, asked after the local one.
+    pub cache_repo: Option<CacheRepo>,
     /// How changes are found.
     pub snapshot: SnapshotMode,
     /// `--oci-layout-path`.
@@ -224,6 +247,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// Repositories that have the image's layers after the build.
+    pub fn mountable(&self) -> Vec<Reference> {
+        if self.push { self.destinations.clone() } else { Vec::new() }
+    }
+
     /// The flag that keeps a step of `stage` from being looked up, if one does.
     pub fn forced(&self, stage: &Stage, action: &Action) -> Option<&'static str> {
         let is_copy = matches!(action, Action::Copy(_));

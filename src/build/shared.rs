@@ -17,6 +17,7 @@ use yadokari_cache::ContextRoot;
 use super::Crew;
 use super::Error;
 use super::Progress;
+use super::ahead;
 use super::base::Base;
 use super::base::Bases;
 use super::layers;
@@ -40,10 +41,12 @@ use crate::context::DigestMemory;
 use crate::dockerfile::Dockerfile;
 use crate::dockerfile::Warning;
 use crate::ignore::Matcher;
+use crate::oci::digest::Digest;
 use crate::oci::platform::Platform;
 use crate::overlay::Lower;
 use crate::overlay::Overlay;
 use crate::plan::Plan;
+use crate::plan::step::Action;
 use crate::plan::step::MountKind;
 use crate::plan::step::Origin;
 use crate::plan::step::RunStep;
@@ -53,12 +56,26 @@ use crate::step;
 use crate::step::source::Source;
 use crate::tree::Timestamp;
 
+/// What is done with a step that is in no cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// It runs.
+    Build,
+    /// The stage ends there.
+    Warm {
+        /// Whether there is a build context to compute keys with.
+        has_context: bool,
+    },
+}
+
 type StageSlot = Arc<Slot<Result<Arc<Finished>, Arc<Error>>>>;
 
 /// See the module.
 pub struct Shared<'a> {
     /// What is asked for.
     pub request: &'a Request,
+    /// Whether anything is to be run.
+    pub mode: Mode,
     /// The Dockerfile, for messages.
     pub dockerfile: &'a Dockerfile,
     /// Its stages.
@@ -143,6 +160,7 @@ impl<'a> Shared<'a> {
     #[expect(clippy::too_many_arguments, reason = "one call, in build.rs; each is a part")]
     pub fn new(
         request: &'a Request,
+        mode: Mode,
         dockerfile: &'a Dockerfile,
         plan: &'a Plan,
         context: &'a Context,
@@ -155,6 +173,7 @@ impl<'a> Shared<'a> {
     ) -> Self {
         Self {
             request,
+            mode,
             dockerfile,
             plan,
             context,
@@ -186,7 +205,12 @@ impl<'a> Shared<'a> {
                     let run = || stage::run(self, index);
                     let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
                         .unwrap_or(Err(Error::Panic));
-                    if finished.is_err() {
+                    let is_lost = self.workshop.repo.as_ref().is_some_and(|repo| repo.is_lost());
+                    let is_absent = finished
+                        .as_ref()
+                        .is_err_and(|error| matches!(error.cause(), Error::NotCached));
+                    // Others may go on: what they finish isn't done again.
+                    if finished.is_err() && !is_lost && !is_absent {
                         self.cancel.cancel();
                     }
                     let slot = lock(&self.state.stages).entry(index).or_default().clone();
@@ -196,7 +220,8 @@ impl<'a> Shared<'a> {
         });
         let failures: Vec<Error> =
             self.plan.needed.iter().filter_map(|&index| self.stage(index).err()).collect();
-        let by_itself = |error: &Error| !matches!(error.cause(), Error::Interrupted);
+        let by_itself =
+            |error: &Error| !matches!(error.cause(), Error::Interrupted | Error::NotCached);
         let position = failures.iter().position(by_itself).unwrap_or(0);
         match failures.into_iter().nth(position) {
             Some(error) => Err(error),
@@ -212,6 +237,11 @@ impl<'a> Shared<'a> {
         let slot = lock(&self.state.stages).get(&index).cloned();
         let slot = slot.ok_or(Error::Panic)?;
         slot.wait().map_err(Error::Stage)
+    }
+
+    /// Whether a step reads files that there are none of.
+    pub fn lacks_files(&self, action: &Action) -> bool {
+        self.mode == Mode::Warm { has_context: false } && ahead::needs_context(action)
     }
 
     /// The layers of a base image, fetched where they are missing, several at once.
@@ -278,10 +308,22 @@ impl<'a> Shared<'a> {
             Some(base) => self.base_lowers(base)?,
             None => Vec::new(),
         };
-        for facts in layers::wait_all(&finished.chain)? {
-            lowers.push(self.workshop.lower(&facts)?);
-        }
+        lowers.extend(self.chain_lowers(&finished.chain)?);
         Ok(lowers)
+    }
+
+    /// The layers of a chain, ready to be stacked. Waits for those on their way, and
+    /// fetches those that only the shared cache has.
+    ///
+    /// # Errors
+    /// Those of its layers.
+    pub fn chain_lowers(&self, chain: &[LayerSlot]) -> Result<Vec<Lower>, Error> {
+        let chain = layers::wait_all(chain)?;
+        if let Some(repo) = &self.workshop.repo {
+            let digests: Vec<Digest> = chain.iter().map(|facts| facts.descriptor.digest).collect();
+            repo.fetch_all(&digests, true, self.observer)?;
+        }
+        chain.iter().map(|facts| Ok(self.workshop.lower(facts)?)).collect()
     }
 
     /// An overlay that is only read.

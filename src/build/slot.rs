@@ -3,6 +3,8 @@
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
 
 /// A write-once cell with waiting. Cloned values come out, so make them cheap.
 #[derive(Debug)]
@@ -35,6 +37,23 @@ impl<T: Clone> Slot<T> {
     /// The value, if it is there.
     pub fn peek(&self) -> Option<T> {
         self.value.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for the value, but not longer than `limit`.
+    pub fn wait_for(&self, limit: Duration) -> Option<T> {
+        let end = Instant::now() + limit;
+        let mut held = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(value) = held.as_ref() {
+                return Some(value.clone());
+            }
+            let rest = end.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return None;
+            }
+            let waited = self.filled.wait_timeout(held, rest);
+            held = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Waits for the value.

@@ -12,10 +12,13 @@ use yadokari_cache::StepRecord;
 
 use super::Error;
 use super::Progress;
+use super::ahead;
+use super::ahead::Ahead;
 use super::base::Base;
 use super::explain::Absence;
 use super::explain::Explainer;
 use super::explain::MissReason;
+use super::inferred;
 use super::inputs::Inputs;
 use super::key;
 use super::key::StepKeys;
@@ -28,7 +31,11 @@ use super::progress::Outcome;
 use super::progress::StepNumber;
 use super::report::StepReport;
 use super::request::SnapshotMode;
+use super::shared::Mode;
 use super::shared::Shared;
+use super::shared_cache::Answer;
+use super::shared_cache::SharedCache;
+use super::shared_cache::SharedStep;
 use super::slot::Slot;
 use crate::change::ChangeLog;
 use crate::oci::digest::DiffId;
@@ -91,8 +98,9 @@ pub fn run(shared: &Shared<'_>, index: usize) -> Result<Finished, Error> {
     let mut stage = StageRun::begin(shared, index)?;
     let total = stage.numbered_steps();
     let mut position = 0;
-    for step in stage.steps.steps.clone() {
+    for (at, step) in stage.steps.steps.clone().into_iter().enumerate() {
         shared.check_interrupted()?;
+        stage.ahead.at = at;
         match step.action {
             Action::Silent => {}
             Action::Config => {
@@ -123,6 +131,14 @@ pub fn run(shared: &Shared<'_>, index: usize) -> Result<Finished, Error> {
     })
 }
 
+/// What a step that runs is remembered by.
+struct Keys {
+    keys: StepKeys,
+    /// What the keys were made of, for explaining the next miss.
+    fields: Vec<(String, String)>,
+    inferred: Option<Key>,
+}
+
 /// A stage on its way.
 struct StageRun<'a> {
     shared: &'a Shared<'a>,
@@ -133,6 +149,8 @@ struct StageRun<'a> {
     steps: Steps,
     definition: Key,
     surroundings: key::Surroundings,
+    /// What was found out of later steps.
+    ahead: Ahead,
     /// There from the first miss on; given up when a later step hits, because the
     /// hit's layer isn't in it.
     root: Option<Root>,
@@ -204,6 +222,7 @@ impl<'a> StageRun<'a> {
                 clamp: shared.request.source_date_epoch,
                 conditions: shared.request.conditions.clone(),
             },
+            ahead: Ahead::default(),
             root: None,
             walk: None,
             writer: None,
@@ -245,7 +264,11 @@ impl<'a> StageRun<'a> {
                 self.saving.push_back(Saving { number, elapsed: started.elapsed(), slot });
             }
             outcome => {
-                let outcome = outcome.as_ref().map_or(Outcome::Failed, Clone::clone);
+                let outcome = match outcome {
+                    Ok(outcome) => outcome.clone(),
+                    Err(error) if matches!(error.cause(), Error::NotCached) => Outcome::Absent,
+                    Err(_) => Outcome::Failed,
+                };
                 let elapsed = started.elapsed();
                 shared.observer.observe(Progress::Finished { step: number, outcome, elapsed });
             }
@@ -273,18 +296,42 @@ impl<'a> StageRun<'a> {
         started: Instant,
     ) -> Result<(Outcome, Vec<MissReason>), Error> {
         let shared = self.shared;
-        let inputs = Inputs::of(shared, &step.action, &self.surroundings.platform)?;
+        if shared.lacks_files(&step.action) {
+            return Err(Error::NotCached);
+        }
+        let inferred = match &shared.workshop.repo {
+            Some(_) if ahead::needs_other_files(&step.action) => {
+                let parent = &self.definition;
+                // What is wrong with a source is told when it is read.
+                inferred::key_of(shared, parent, &step.action, &self.surroundings)
+                    .unwrap_or_default()
+            }
+            _ => None,
+        };
+        if let Some(key) = &inferred
+            && let Some(facts) = self.inferred_hit(key, &step.action)?
+        {
+            self.root = None;
+            self.walk = None;
+            self.add_layer(step, layers::ready(facts), true);
+            return Ok((Outcome::Cached, Vec::new()));
+        }
+        let inputs = match self.ahead.take() {
+            Some(inputs) => inputs,
+            None => Inputs::of(shared, &step.action, &self.surroundings.platform)?,
+        };
         let keys =
             key::of_step(&self.definition, &step.action, &inputs.contents, &self.surroundings);
         self.definition = keys.definition;
         let mut reasons = Vec::new();
-        let (slot, outcome) = match self.look_up(&keys, &step.action)? {
+        let (slot, outcome) = match self.look_up(&keys, &step.action, inferred)? {
             Ok(facts) => {
                 self.explainer.hit(shared, step, &inputs, &keys, &self.surroundings)?;
                 self.root = None;
                 self.walk = None;
                 (layers::ready(facts), Outcome::Cached)
             }
+            Err(_) if shared.mode != Mode::Build => return Err(Error::NotCached),
             Err(absence) => {
                 let explainer = &mut self.explainer;
                 let (why, fields) =
@@ -293,30 +340,151 @@ impl<'a> StageRun<'a> {
                 shared.observer.observe(Progress::Missed { step: number, reasons: why });
                 self.misses += 1;
                 shared.first_miss(self.index);
-                (self.execute(step, inputs, (keys, fields), number, started)?, Outcome::Done)
+                let keys = Keys { keys, fields, inferred };
+                (self.execute(step, inputs, keys, number, started)?, Outcome::Done)
             }
         };
-        shared.layer_coming(self.index, &slot, outcome == Outcome::Cached);
-        self.chain.push(Arc::clone(&slot));
-        self.rows.push(Row { created_by: step.created_by.clone(), layer: Some(slot) });
+        self.add_layer(step, slot, outcome == Outcome::Cached);
         Ok((outcome, reasons))
     }
 
-    /// Finds the step's layer in the cache, or says why it isn't taken from there.
+    fn add_layer(&mut self, step: &Step, slot: LayerSlot, cached: bool) {
+        self.shared.layer_coming(self.index, &slot, cached);
+        self.chain.push(Arc::clone(&slot));
+        self.rows.push(Row { created_by: step.created_by.clone(), layer: Some(slot) });
+    }
+
+    /// Finds a step that reads other stages in the shared cache, where what it reads
+    /// isn't here; goes on with the definition key that it had there.
+    fn inferred_hit(&mut self, key: &Key, action: &Action) -> Result<Option<LayerFacts>, Error> {
+        let shared = self.shared;
+        let Some(repo) = &shared.workshop.repo else { return Ok(None) };
+        if self.forced(action).is_some()
+            || inferred::is_here(shared, action, &self.surroundings.platform)?
+        {
+            return Ok(None);
+        }
+        let answer = repo.by_inferred(key);
+        repo.tell(shared.observer);
+        let Answer::Hit(step) = answer else { return Ok(None) };
+        let definition = step.record.definition;
+        let facts = self.take_shared(repo, &step, definition)?;
+        if facts.is_some() {
+            self.definition = definition;
+        }
+        Ok(facts)
+    }
+
+    /// Finds the step's layer in the local cache, then in the shared one, or says why it
+    /// isn't taken from there.
+    fn look_up(
+        &mut self,
+        keys: &StepKeys,
+        action: &Action,
+        inferred: Option<Key>,
+    ) -> Result<Result<LayerFacts, Absence>, Error> {
+        if let Some(flag) = self.forced(action) {
+            return Ok(Err(Absence::Forced(flag)));
+        }
+        let absence = match self.look_up_here(keys, inferred)? {
+            Ok(facts) => return Ok(Ok(facts)),
+            Err(absence) => absence,
+        };
+        let Some(repo) = self.shared.workshop.repo.clone() else { return Ok(Err(absence)) };
+        repo.ask(keys);
+        self.ask_ahead(&repo, keys);
+        let answer = repo.answer(keys);
+        repo.tell(self.shared.observer);
+        let answer = match answer {
+            // It ran on some layers: on these?
+            Answer::Ran(step) => {
+                let content = key::on_chain(&self.layer_ids()?, &keys.hint);
+                match step.record.content == Some(content) {
+                    true => Answer::Hit(step),
+                    false => repo.by_content(&content),
+                }
+            }
+            other => other,
+        };
+        Ok(match answer {
+            Answer::Hit(step) => {
+                self.take_shared(&repo, &step, keys.definition)?.ok_or(Absence::LayerGone)
+            }
+            Answer::Unusable(reason) => Err(Absence::Unusable(reason)),
+            Answer::Ran(_) | Answer::Miss => Err(absence),
+        })
+    }
+
+    /// The flag that keeps such a step from being looked up, if one does.
+    fn forced(&self, action: &Action) -> Option<&'static str> {
+        self.shared.request.forced(&self.shared.plan.stages[self.index], action)
+    }
+
+    /// Asks the shared cache for the steps that follow, as far as their keys can be
+    /// known before this one has ended: the answers come while this one is waited for.
+    fn ask_ahead(&mut self, repo: &SharedCache, keys: &StepKeys) {
+        let shared = self.shared;
+        let Some(from) = self.ahead.begin() else { return };
+        let mut definition = keys.definition;
+        for (at, step) in self.steps.steps.iter().enumerate().skip(from) {
+            if matches!(step.action, Action::Config | Action::Silent) {
+                continue;
+            }
+            // What the context can't tell has to be built or fetched first. And an
+            // error is told when it is the step's turn.
+            if ahead::needs_other_files(&step.action)
+                || ahead::reaches_out(&step.action)
+                || shared.lacks_files(&step.action)
+            {
+                return;
+            }
+            let inputs = Inputs::of(shared, &step.action, &self.surroundings.platform);
+            let Ok(inputs) = inputs else { return };
+            let keys =
+                key::of_step(&definition, &step.action, &inputs.contents, &self.surroundings);
+            definition = keys.definition;
+            let is_here = shared.workshop.cache.get(Bucket::Steps, &definition).is_some();
+            if self.forced(&step.action).is_none() && !is_here {
+                repo.ask(&keys);
+            }
+            self.ahead.put(at, inputs);
+        }
+    }
+
+    /// Takes a hit of the shared cache. Its layer stays there until it is needed,
+    /// unless this build compresses in another way.
+    fn take_shared(
+        &self,
+        repo: &SharedCache,
+        step: &SharedStep,
+        definition: Key,
+    ) -> Result<Option<LayerFacts>, Error> {
+        let step = repo.take(step, definition);
+        if repo.fits(&step) {
+            return Ok(layers::facts_of(&step.record));
+        }
+        repo.fetch(&step.layer.digest, true, self.shared.observer)?;
+        Ok(self.shared.workshop.usable(&step.record)?)
+    }
+
+    /// Finds the step's layer in the local cache.
     ///
     /// A record counts only on the layers that it was made on, though its definition
     /// key is found at once: a step below that had to run again may have made another
     /// layer, and what stood on the former one doesn't fit.
-    fn look_up(
+    fn look_up_here(
         &self,
         keys: &StepKeys,
-        action: &Action,
+        inferred: Option<Key>,
     ) -> Result<Result<LayerFacts, Absence>, Error> {
-        let stage = &self.shared.plan.stages[self.index];
-        if let Some(flag) = self.shared.request.forced(stage, action) {
-            return Ok(Err(Absence::Forced(flag)));
-        }
-        let cache = &self.shared.workshop.cache;
+        let workshop = self.shared.workshop;
+        let cache = &workshop.cache;
+        let found = |record: &StepRecord, facts: LayerFacts| {
+            if let Some(repo) = &workshop.repo {
+                repo.hit_locally(record, &facts, inferred);
+            }
+            Ok(facts)
+        };
         let mut layer_gone = false;
         let below = layers::peek_all(&self.chain).map(|below| {
             let mut ids = self.base_ids();
@@ -327,8 +495,8 @@ impl<'a> StageRun<'a> {
             && let Some(record) = cache.record::<StepRecord>(&keys.definition)
             && record.content.is_none_or(|content| content == key::on_chain(&below, &keys.hint))
         {
-            match self.shared.workshop.usable(&record)? {
-                Some(facts) => return Ok(Ok(facts)),
+            match workshop.usable(&record)? {
+                Some(facts) => return Ok(found(&record, facts)),
                 None => layer_gone = true,
             }
         }
@@ -342,13 +510,13 @@ impl<'a> StageRun<'a> {
         let Some(mut record) = cache.record_in::<StepRecord>(Bucket::Content, &content) else {
             return Ok(Err(absence));
         };
-        let Some(facts) = self.shared.workshop.usable(&record)? else {
+        let Some(facts) = workshop.usable(&record)? else {
             return Ok(Err(Absence::LayerGone));
         };
         // Next time the definition answers at once.
         record.definition = keys.definition;
         cache.put(&[(Bucket::Steps, keys.definition, record.encode())])?;
-        Ok(Ok(facts))
+        Ok(found(&record, facts))
     }
 
     /// Diff IDs of everything below the next step. Waits for layers on their way.
@@ -367,7 +535,7 @@ impl<'a> StageRun<'a> {
         &mut self,
         step: &Step,
         inputs: Inputs,
-        (keys, fields): (StepKeys, Vec<(String, String)>),
+        Keys { keys, fields, inferred }: Keys,
         number: StepNumber,
         started: Instant,
     ) -> Result<LayerSlot, Error> {
@@ -407,6 +575,8 @@ impl<'a> StageRun<'a> {
             chain: self.chain.clone(),
             created: now,
             duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            shared: self.forced(&step.action).is_none(),
+            inferred,
             overlay,
             slot: Arc::clone(&slot),
         };
@@ -430,9 +600,7 @@ impl<'a> StageRun<'a> {
         if let Some(base) = &self.base {
             lowers.extend(self.shared.base_lowers(base)?);
         }
-        for facts in layers::wait_all(&self.chain)? {
-            lowers.push(self.shared.workshop.lower(&facts)?);
-        }
+        lowers.extend(self.shared.chain_lowers(&self.chain)?);
         let scratch = self.shared.scratch("root")?;
         self.root = Some(Root::new(lowers, scratch)?);
         Ok(())

@@ -4,6 +4,9 @@
 //! `--x=true` and `--x=false`; nothing that is known but not there yet is ignored:
 //! see [`MISSING`].
 
+mod groups;
+mod warm;
+
 use std::path::PathBuf;
 
 use clap::ArgAction;
@@ -14,6 +17,10 @@ use clap::ValueEnum;
 
 use super::cache_mount::ExportMount;
 use super::cache_mount::ImportMount;
+pub use groups::Logging;
+pub use groups::Pull;
+pub use warm::Warm;
+pub use warm::Warmer;
 
 /// Builds container images from Dockerfiles, inside a container, without a daemon.
 #[derive(Debug, Parser)]
@@ -31,6 +38,8 @@ pub enum Command {
     Build(Box<Build>),
     /// Look after the cache
     Cache(CacheArguments),
+    /// Fetch base images, and steps of a shared cache, ahead of builds
+    Warm(Box<Warm>),
     /// Print the version
     Version,
 }
@@ -176,9 +185,16 @@ pub struct Build {
     /// Platform to build for: os/arch[/variant] [default: this machine's]
     #[arg(long, alias = "customPlatform", visible_alias = "platform", value_name = "PLATFORM")]
     pub custom_platform: Option<String>,
-    /// Skip steps whose layers are in the cache
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
-    pub cache: bool,
+    /// Skip steps whose layers are in the cache [default: true]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub cache: Option<bool>,
+    /// Repository, or oci:DIR, of a cache shared between machines, asked after the local
+    /// one [default: none; with --cache given and pushing: DESTINATION/cache]
+    #[arg(long, value_name = "REPOSITORY")]
+    pub cache_repo: Option<String>,
+    /// Do not push steps to the shared cache
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub no_push_cache: bool,
     /// Directory of the cache
     #[arg(long, env = "YADOKARI_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
@@ -233,36 +249,12 @@ pub struct Build {
     /// Plain HTTP for the destinations
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub insecure: bool,
-    /// Plain HTTP for pulling
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
-    pub insecure_pull: bool,
-    /// Registry to reach by plain HTTP; may be repeated
-    #[arg(long, value_name = "HOST")]
-    pub insecure_registry: Vec<String>,
     /// Do not check certificates when pushing and pulling
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub skip_tls_verify: bool,
-    /// Do not check certificates when pulling
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
-    pub skip_tls_verify_pull: bool,
-    /// Registry whose certificate is not checked; may be repeated
-    #[arg(long, value_name = "HOST")]
-    pub skip_tls_verify_registry: Vec<String>,
-    /// HOST=FILE.pem to trust for a registry; may be repeated
-    #[arg(long, value_name = "HOST=FILE")]
-    pub registry_certificate: Vec<String>,
-    /// HOST=CERT,KEY to present to a registry; may be repeated
-    #[arg(long, value_name = "HOST=CERT,KEY")]
-    pub registry_client_cert: Vec<String>,
-    /// Mirror of Docker Hub; may be repeated
-    #[arg(long, value_name = "HOST")]
-    pub registry_mirror: Vec<String>,
-    /// ORIGIN=NEW[;ORIGIN=NEW]: another place to pull from; may be repeated
-    #[arg(long, value_name = "MAP")]
-    pub registry_map: Vec<String>,
-    /// Fail when no mirror answers
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
-    pub skip_default_registry_fallback: bool,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub pull: Pull,
     /// Do not check before building that pushing is allowed
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub skip_push_permission_check: bool,
@@ -272,15 +264,9 @@ pub struct Build {
     /// Further tries of a failed pull request
     #[arg(long, default_value_t = 0)]
     pub image_download_retry: u32,
-    /// How much is told
-    #[arg(short, long, value_enum, default_value = "info")]
-    pub verbosity: Verbosity,
-    /// How log lines look
-    #[arg(long, value_enum, default_value = "color")]
-    pub log_format: LogFormat,
-    /// Put the time before each line
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
-    pub log_timestamp: bool,
+    /// What is told.
+    #[command(flatten)]
+    pub logging: Logging,
     /// Flags of kaniko that need nothing here: unused stages are always skipped,
     /// nothing is left behind that would have to be cleaned up, no layer is ever
     /// held in memory, and there is no walk to replace.
@@ -351,7 +337,6 @@ pub enum CompressionKind {
 pub const MISSING: &[&str] = &[
     "annotation",
     "bucket",
-    "cache-repo",
     "cache-ttl",
     "credential-helpers",
     "dryrun",
@@ -361,7 +346,6 @@ pub const MISSING: &[&str] = &[
     "image-fs-extract-retry",
     "kaniko-dir",
     "materialize",
-    "no-push-cache",
     "preserve-context",
     "push-ignore-immutable-tag-errors",
     "reproducible",
@@ -369,7 +353,7 @@ pub const MISSING: &[&str] = &[
 ];
 
 /// A boolean as pflag reads it.
-fn boolean(text: &str) -> Result<bool, String> {
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -401,6 +385,7 @@ mod tests {
     fn the_command_lines_are_consistent() {
         Yadokari::command().debug_assert();
         Executor::command().debug_assert();
+        Warmer::command().debug_assert();
     }
 
     #[test]
@@ -412,8 +397,8 @@ mod tests {
                 "--{name}"
             );
         }
-        assert_eq!(missing_flag(["--context", "x", "--cache-repo=y"]), Some("cache-repo"));
-        assert_eq!(missing_flag(["--", "--cache-repo"]), None);
+        assert_eq!(missing_flag(["--context", "x", "--bucket=y"]), Some("bucket"));
+        assert_eq!(missing_flag(["--", "--bucket"]), None);
     }
 
     #[test]
@@ -421,7 +406,7 @@ mod tests {
         let words =
             ["executor", "-c", "a", "-d", "x", "--context=b", "--cache", "-d=y", "--cache=0"];
         let build = Executor::try_parse_from(words).expect("valid").build;
-        assert_eq!((build.context.as_str(), build.cache), ("b", false));
+        assert_eq!((build.context.as_str(), build.cache), ("b", Some(false)));
         assert_eq!(build.destination, ["x", "y"]);
         let words = ["yadokari", "build", "--tar-path=a", "--tar-path=b"];
         let Ok(Yadokari { command: Command::Build(build) }) = Yadokari::try_parse_from(words)
@@ -437,9 +422,10 @@ mod tests {
             Executor::try_parse_from(std::iter::once(&"executor").chain(words))
                 .map(|executor| (executor.build.cache, executor.build.no_push))
         };
-        assert_eq!(parse(&[]).ok(), Some((true, None)));
-        assert_eq!(parse(&["--cache=false", "--no-push"]).ok(), Some((false, Some(true))));
-        assert_eq!(parse(&["--cache=0", "--no-push=f"]).ok(), Some((false, Some(false))));
+        assert_eq!(parse(&[]).ok(), Some((None, None)));
+        assert_eq!(parse(&["--cache"]).ok(), Some((Some(true), None)));
+        assert_eq!(parse(&["--cache=false", "--no-push"]).ok(), Some((Some(false), Some(true))));
+        assert_eq!(parse(&["--cache=0", "--no-push=f"]).ok(), Some((Some(false), Some(false))));
         assert!(parse(&["--cache", "true"]).is_err());
         assert!(parse(&["--cache=maybe"]).is_err());
     }

@@ -182,6 +182,7 @@ impl Observer for Reporter {
                 let (word, color) = match outcome {
                     Outcome::Cached => ("CACHED", "36"),
                     Outcome::Done => ("DONE", ""),
+                    Outcome::Absent => ("NOT CACHED", ""),
                     Outcome::Failed => ("ERROR", "31"),
                 };
                 // In the live view the title was only in the row that goes now.

@@ -8,8 +8,11 @@ use super::flags::Build;
 use super::flags::CompressionKind;
 use super::flags::ImageFormat;
 use super::flags::NetworkKind;
+use super::flags::Pull;
 use super::flags::Snapshot;
 use crate::build::Request;
+use crate::build::request::CachePlace;
+use crate::build::request::CacheRepo;
 use crate::build::request::Secret;
 use crate::build::request::SecretSource;
 use crate::build::request::SnapshotMode;
@@ -28,7 +31,7 @@ mod places;
 #[error("{0}")]
 pub(super) struct FlagError(String);
 
-fn wrong(message: impl Into<String>) -> FlagError {
+pub(super) fn wrong(message: impl Into<String>) -> FlagError {
     FlagError(message.into())
 }
 
@@ -64,7 +67,7 @@ pub(super) fn resolve(
             })?,
         None => flags.no_push.unwrap_or(false),
     };
-    let destinations = flags
+    let destinations: Vec<Reference> = flags
         .destination
         .iter()
         .map(|text| {
@@ -104,6 +107,7 @@ pub(super) fn resolve(
         ImageFormat::Oci => Format::Oci,
         ImageFormat::Docker => Format::Docker,
     });
+    let cache_repo = cache_repo(flags, no_push, &destinations)?;
     Ok(Request {
         context: flags.context.clone(),
         context_sub_path: flags.context_sub_path.clone(),
@@ -115,12 +119,13 @@ pub(super) fn resolve(
         labels: pairs("--label", &flags.label)?,
         platform,
         build_platform,
-        cache: flags.cache,
+        cache: flags.cache.unwrap_or(true),
         cache_copy: flags.cache_copy_layers,
         cache_run: flags.cache_run_layers,
         no_cache: flags.no_cache,
         no_cache_filter: flags.no_cache_filter.iter().map(|name| name.to_lowercase()).collect(),
         cache_dir: cache_dir(flags.cache_dir.as_deref(), variable),
+        cache_repo,
         snapshot: match flags.snapshot_mode {
             Snapshot::Log => SnapshotMode::Log,
             Snapshot::Full => SnapshotMode::Walk(WalkMode::Full),
@@ -147,11 +152,51 @@ pub(super) fn resolve(
             NetworkKind::Host => Network::Host,
         },
         conditions: places::conditions(flags)?,
-        registry: registry_options(flags, variable)?,
+        registry: registry_options(
+            &flags.pull,
+            flags.insecure,
+            flags.skip_tls_verify,
+            flags.push_retry.max(flags.image_download_retry),
+            variable,
+        )?,
         credentials: registry::Environment::read(|name| variable(name).map(Into::into)),
         check_push: !flags.skip_push_permission_check,
         threads,
     })
+}
+
+/// The shared cache. kaniko's default, `<first destination>/cache`, holds where
+/// kaniko would have it: with `--cache` given. Our own cache is on without it, and
+/// a build that nobody told to do so writes to no further repository.
+fn cache_repo(
+    flags: &Build,
+    no_push: bool,
+    destinations: &[Reference],
+) -> Result<Option<CacheRepo>, FlagError> {
+    let place = match (&flags.cache_repo, destinations.first()) {
+        (Some(text), _) => cache_place(text)?,
+        (None, Some(first)) if flags.cache == Some(true) && !no_push => {
+            let text = format!("{}/cache", first.name());
+            cache_place(&text).map_err(|error| {
+                wrong(format!("no place for the shared cache, give --cache-repo: {error}"))
+            })?
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(CacheRepo { place, push: !flags.no_push_cache, ttl: None }))
+}
+
+/// `REPOSITORY`, or `oci:DIR`.
+fn cache_place(text: &str) -> Result<CachePlace, FlagError> {
+    if let Some(directory) = text.strip_prefix("oci:") {
+        if directory.is_empty() {
+            return Err(wrong("--cache-repo oci: a directory is expected after it"));
+        }
+        return Ok(CachePlace::Layout(directory.into()));
+    }
+    Reference::parse_destination(text)
+        .map(CachePlace::Registry)
+        .map_err(|error| wrong(format!("--cache-repo {text}: {error}")))
 }
 
 /// `--cache-dir`, or `/cache` where the image has it, or the user's cache directory.
@@ -288,8 +333,13 @@ fn secrets(
     Ok(secrets)
 }
 
+/// How registries are reached; `insecure` and `skip_tls_verify` for pushing,
+/// `retries` as far as they are asked for.
 fn registry_options(
-    flags: &Build,
+    flags: &Pull,
+    insecure: bool,
+    skip_tls_verify: bool,
+    retries: u32,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<registry::Options, FlagError> {
     let mut maps: Vec<(String, Vec<String>)> = Vec::new();
@@ -325,17 +375,17 @@ fn registry_options(
         })
         .collect::<Result<Vec<_>, FlagError>>()?;
     Ok(registry::Options {
-        insecure: flags.insecure,
+        insecure,
         insecure_pull: flags.insecure_pull,
         insecure_registries: flags.insecure_registry.clone(),
-        skip_tls_verify: flags.skip_tls_verify,
+        skip_tls_verify,
         skip_tls_verify_pull: flags.skip_tls_verify_pull,
         skip_tls_verify_registries: flags.skip_tls_verify_registry.clone(),
         certificates,
         client_certificates,
         mirrors: maps,
         skip_default_fallback: flags.skip_default_registry_fallback,
-        retries: flags.push_retry.max(flags.image_download_retry).max(LEAST_RETRIES),
+        retries: retries.max(LEAST_RETRIES),
         user_agent: user_agent(variable),
         ..registry::Options::default()
     })
@@ -387,6 +437,27 @@ mod tests {
                 ("NONE".to_owned(), None),
             ]
         );
+    }
+
+    #[test]
+    fn a_shared_cache_is_used_where_kaniko_would_use_one_or_where_it_is_named() {
+        let repo = |words: &[&str]| request(words).map(|request| request.cache_repo);
+        let at = |text: &str| {
+            let place = cache_place(text).expect("a place");
+            Ok(Some(CacheRepo { place, push: true, ttl: None }))
+        };
+        assert_eq!(repo(&["-d=r.test/a/b:1"]), Ok(None));
+        assert_eq!(
+            repo(&["-d=r.test/a/b:1", "-d=r.test/other", "--cache"]),
+            at("r.test/a/b/cache")
+        );
+        assert_eq!(repo(&["-d=r.test/a/b:1", "--cache", "--no-push"]), Ok(None));
+        assert_eq!(repo(&["-d=r.test/a/b:1", "--cache-repo=r.test/cache"]), at("r.test/cache"));
+        assert_eq!(repo(&["--no-push", "--cache-repo=oci:/x"]), at("oci:/x"));
+        let read_only = repo(&["--no-push", "--cache-repo=r.test/cache", "--no-push-cache"]);
+        assert!(read_only.is_ok_and(|repo| repo.is_some_and(|repo| !repo.push)));
+        assert!(repo(&["--no-push", "--cache-repo=oci:"]).is_err());
+        assert!(repo(&["--no-push", "--cache-repo=A B"]).is_err());
     }
 
     #[test]

@@ -104,6 +104,19 @@ impl Layout {
         Err(Error::TooDeep { path: self.directory.clone() })
     }
 
+    /// The manifest that `index.json` calls `name`; the last, where several are.
+    pub fn named(&self, name: &str) -> Option<&Descriptor> {
+        let is_wanted = |entry: &&Descriptor| {
+            entry.annotations.get(REF_NAME).is_some_and(|known| known == name)
+        };
+        self.index.manifests.iter().rfind(is_wanted)
+    }
+
+    /// The content of `index.json`.
+    pub(super) fn into_index(self) -> Index {
+        self.index
+    }
+
     fn choose(&self, name: Option<&str>, platform: &Platform) -> Result<Descriptor, Error> {
         let name_of = |entry: &Descriptor| entry.annotations.get(REF_NAME).cloned();
         let digest = name.and_then(|name| name.parse::<Digest>().ok());

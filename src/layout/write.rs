@@ -80,7 +80,7 @@ pub(super) fn check(blob: &Descriptor, found: Digest, size: u64) -> Result<(), E
     Err(Error::Mismatch { digest: blob.digest, size: blob.size, found, found_size: size })
 }
 
-fn put(
+pub(super) fn put(
     place: &Path,
     blob: &Descriptor,
     open: impl FnOnce() -> io::Result<File>,
@@ -131,7 +131,7 @@ pub(super) fn copy(from: &mut impl io::Read, to: &mut impl Write) -> Result<(), 
     }
 }
 
-fn put_bytes(place: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+pub(super) fn put_bytes(place: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
     let path = place.join(name);
     let write = || {
         let mut file = temporary(place)?;

@@ -346,6 +346,62 @@ impl BlobReader {
         })
     }
 
+    pub(super) fn resume_after(
+        inner: Arc<Inner>,
+        repository: &Reference,
+        descriptor: &Descriptor,
+        begun: &mut dyn io::Read,
+    ) -> io::Result<Self> {
+        let core = &inner.core;
+        let place = origin_place(&core.options, &core.transport, repository, Direction::Pull);
+        let subject = subject("fetch the blob", &place, &format!("@{}", descriptor.digest));
+        let patience = core.policy().patience();
+        let mut reader = Self {
+            inner,
+            repository: repository.clone(),
+            descriptor: descriptor.clone(),
+            subject,
+            state: State::Failed(io::ErrorKind::NotConnected, "not opened yet".to_owned()),
+            chunk: None,
+            taken: 0,
+            hasher: Sha256::new(),
+            received: 0,
+            skip: 0,
+            patience,
+            recovered_at: 0,
+        };
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            let count = match begun.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            reader.hasher.update(&buffer[..count]);
+            reader.received += count as u64;
+        }
+        reader.recovered_at = reader.received;
+        if reader.received > descriptor.size {
+            let (expected, actual) = (descriptor.size, reader.received);
+            let subject = Box::new(reader.subject.clone());
+            return Err(reader.fail(Error::Size { subject, expected, actual }));
+        }
+        if reader.received == descriptor.size {
+            return match reader.verify() {
+                Ok(()) => Ok(reader),
+                Err(error) => Err(reader.fail(error)),
+            };
+        }
+        let core = &reader.inner.core;
+        let opened = core.open_blob(repository, descriptor, reader.received);
+        let (response, start, subject) = reader.inner.block_on(opened).map_err(io::Error::other)?;
+        reader.skip = reader.received.saturating_sub(start);
+        reader.subject = subject;
+        reader.state = State::Reading(response);
+        Ok(reader)
+    }
+
     /// Receives the next chunk, resuming as needed; sets the state at the end.
     fn advance(&mut self) -> Result<(), Error> {
         if self.received == self.descriptor.size {

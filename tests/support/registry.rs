@@ -60,6 +60,8 @@ pub(crate) enum Fault {
     Drop,
     /// Answers in full but for the last bytes: only so many of the body are sent.
     Truncate(usize),
+    /// Answers, but sends only so many bytes of the body and then nothing for ever.
+    Stall(usize),
     /// Changes the first byte of the body, headers untouched.
     Corrupt,
     /// Does what was asked, then closes without an answer.
@@ -215,6 +217,33 @@ impl Registry {
         self.state().manifests.get(&key).map(|(kind, bytes)| (kind.clone(), bytes.to_vec()))
     }
 
+    /// Tags of a repository with their manifests.
+    pub(crate) fn manifests(&self, repository: &str) -> Vec<(String, Vec<u8>)> {
+        let state = self.state();
+        let tagged = state
+            .manifests
+            .iter()
+            .filter(|((of, name), _)| of == repository && !name.contains(':'));
+        let mut all: Vec<_> =
+            tagged.map(|((_, tag), (_, bytes))| (tag.clone(), bytes.to_vec())).collect();
+        all.sort();
+        all
+    }
+
+    /// Every blob of a repository becomes `bytes`, whatever its digest.
+    pub(crate) fn replace_blobs(&self, repository: &str, bytes: &[u8]) {
+        for ((of, _), blob) in &mut self.state().blobs {
+            if of == repository {
+                *blob = Arc::new(bytes.to_vec());
+            }
+        }
+    }
+
+    /// Every blob of a repository goes.
+    pub(crate) fn remove_blobs(&self, repository: &str) {
+        self.state().blobs.retain(|(of, _), _| of != repository);
+    }
+
     /// Upload sessions neither finished nor cancelled.
     pub(crate) fn open_uploads(&self) -> usize {
         self.state().uploads.len()
@@ -265,6 +294,7 @@ fn serve(state: &Mutex<State>, stream: &TcpStream) {
             return;
         }
         let mut truncate = None;
+        let mut stall = false;
         let answer = match fault {
             Some(Fault::Status(status, headers, body)) => {
                 let mut answer = Answer::new(status).body(body.into_bytes());
@@ -284,6 +314,7 @@ fn serve(state: &Mutex<State>, stream: &TcpStream) {
                 let mut answer = handle(state, &seen, &body);
                 match fault {
                     Some(Fault::Truncate(length)) => truncate = Some(length),
+                    Some(Fault::Stall(length)) => (truncate, stall) = (Some(length), true),
                     Some(Fault::Corrupt) => {
                         let mut bytes = answer.body.to_vec();
                         bytes[0] ^= 1;
@@ -308,7 +339,12 @@ fn serve(state: &Mutex<State>, stream: &TcpStream) {
         }
         if seen.method != "HEAD" {
             let part = &answer.body[..truncate.unwrap_or(answer.body.len())];
-            if writer.write_all(part).is_err() || truncate.is_some() {
+            let sent = writer.write_all(part);
+            if stall {
+                // Until the client goes.
+                let _ = reader.read(&mut [0]);
+            }
+            if sent.is_err() || truncate.is_some() {
                 return;
             }
         }

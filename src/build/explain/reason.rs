@@ -94,6 +94,11 @@ pub enum MissReason {
     },
     /// It was built, and is no longer in the cache.
     Evicted,
+    /// What the shared cache has of it can't be used.
+    Unusable {
+        /// Why.
+        reason: String,
+    },
     /// Another base image.
     BaseChanged {
         /// The former one: name, or digest where the name is the same.
@@ -160,6 +165,9 @@ impl fmt::Display for MissReason {
                 f.write_str("not in cache: never built on these layers")
             }
             Self::Evicted => f.write_str("evicted: it was built and is no longer in the cache"),
+            Self::Unusable { reason } => {
+                write!(f, "the shared cache's record can't be used: {}", one_line(reason))
+            }
             Self::BaseChanged { old, new, name: Some(name) } => {
                 write!(f, "base image {name}: digest {old} → {new}")
             }
