@@ -27,7 +27,7 @@
 //!
 //! To read it: `inode.rs`, `table.rs`, `ops.rs`; `recorder.rs` and `view.rs` for
 //! before and after; `extent.rs` and `upper.rs` for bytes; `edit.rs` and `stub.rs`
-//! for calls; `fuse.rs` and `session.rs` for the mount.
+//! for calls; `fuse.rs`, `session.rs` and `watchdog.rs` for the mount.
 
 mod content;
 mod edit;
@@ -47,6 +47,7 @@ mod table;
 mod tests;
 mod upper;
 mod view;
+mod watchdog;
 
 pub use edit::Attributes;
 pub use edit::Follow;
@@ -69,6 +70,7 @@ use kernel::Kernel;
 use table::Table;
 use view::Side;
 use view::View;
+use watchdog::Pulse;
 
 use crate::change::Change;
 use crate::change::ChangeLog;
@@ -82,6 +84,7 @@ pub struct Overlay {
     /// The mount, while there is one.
     kernel: Mutex<Option<Arc<dyn Kernel>>>,
     requests: Requests,
+    pulse: Pulse,
 }
 
 impl std::fmt::Debug for Overlay {
@@ -102,6 +105,7 @@ impl Overlay {
             table: Mutex::new(Table::new(lowers, scratch)?),
             kernel: Mutex::new(None),
             requests: Requests::default(),
+            pulse: Pulse::default(),
         }))
     }
 

@@ -2,7 +2,12 @@
 //! random operations on both, the same answers, and after a fresh mount the same
 //! tree. Needs what `tests/mount.rs` needs.
 //!
-//! `YADOKARI_SEED` repeats a run, `YADOKARI_OPERATIONS` makes it longer.
+//! `YADOKARI_SEED` repeats a run, `YADOKARI_OPERATIONS` makes it longer: a nightly run
+//! does a million.
+
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "support/both.rs"]
+mod both;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,6 +21,8 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use both::Both;
+use both::Guard;
 use rustix::fs::CWD;
 use rustix::fs::FallocateFlags;
 use rustix::fs::RenameFlags;
@@ -264,6 +271,7 @@ fn random_operations_do_the_same_here_and_on_the_host() {
         fs::create_dir(&path).expect("a directory");
         path
     });
+    let _guard = Guard::of(&root);
     let mut lowers: Vec<Lower> = Vec::new();
     let mut overlay = Overlay::new(Vec::new(), &scratch).expect("an overlay");
     let mut session = match overlay.mount(&root, MountOptions::default()) {
@@ -333,6 +341,64 @@ fn random_operations_do_the_same_here_and_on_the_host() {
         }
     }
     session.unmount().expect("unmounted");
+}
+
+/// Threads that keep to directories of their own do what they would do alone.
+#[test]
+fn threads_do_the_same_here_and_on_the_host() {
+    let Some(mut both) = Both::new() else { return };
+    let chance = u64::from(std::process::id()) * 0x9e37_79b9 + 1;
+    let seed = number("YADOKARI_SEED", chance);
+    let rounds = number("YADOKARI_OPERATIONS", 4_000).div_ceil(4 * STEP);
+    println!("YADOKARI_SEED={seed}");
+    let threads: u64 = 4;
+    for root in [both.ours(), both.plain()] {
+        (0..threads).for_each(|number| fs::create_dir(root.join(number.to_string())).expect("new"));
+    }
+    for round in 0..rounds {
+        both.overlay.mark();
+        let mut walk = WalkSnapshotter::new(Mode::Full);
+        walk.mark(both.overlay.after().as_ref()).expect("readable");
+        let work = |root: PathBuf| -> Vec<Vec<String>> {
+            let one = |number: u64| {
+                let at = root.join(number.to_string());
+                move || {
+                    let mut dice = Dice((seed + number * 7 + round * 101) | 1);
+                    let acts = (0..STEP).map(|_| think_of(&mut dice));
+                    let done = acts.map(|act| (perform(&at, &act), act));
+                    done.map(|(answer, act)| {
+                        format!("{act:?}: {:?}", answer.map_err(|error| error.raw_os_error()))
+                    })
+                    .collect()
+                }
+            };
+            std::thread::scope(|scope| {
+                let threads: Vec<_> =
+                    (0..threads).map(|number| scope.spawn(one(number))).collect();
+                threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+            })
+        };
+        let (ours, theirs) = (work(both.ours()), work(both.plain()));
+        for (ours, theirs) in ours.iter().flatten().zip(theirs.iter().flatten()) {
+            assert_eq!(ours, theirs, "in round {round}");
+        }
+        assert_eq!(dump(&both.ours()), dump(&both.plain()), "after round {round}");
+        both.session().sync().expect("synced");
+        let (before, after) = (both.overlay.before(), both.overlay.after());
+        let log = both.overlay.log();
+        let set =
+            LogSnapshotter::new().changes(before.as_ref(), after.as_ref(), &log).expect("readable");
+        let walked = walk.changes(before.as_ref(), after.as_ref(), &log).expect("readable");
+        let tar = |set| {
+            let mut tar = Vec::new();
+            layer::write(set, &layer::WriteOptions::default(), &mut tar).expect("a layer");
+            tar
+        };
+        assert!(tar(&set) == tar(&walked), "log and walk after round {round}");
+        drop((before, after));
+        both.remount();
+        assert_eq!(dump(&both.ours()), dump(&both.plain()), "remounted after round {round}");
+    }
 }
 
 /// Takes attributes and fractions of seconds from everything below `root`.

@@ -17,6 +17,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "support/both.rs"]
+mod both;
 #[allow(dead_code)] // The other tests use the rest of it.
 #[path = "support/host.rs"]
 mod host;
@@ -41,6 +44,7 @@ use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::Mutex;
 
+use both::Guard;
 use look::View;
 use mapper::Mapper;
 use operations::Actor;
@@ -85,6 +89,7 @@ struct Root {
     /// The base, and the layer of each round so far.
     layers: Vec<Lower>,
     place: tempfile::TempDir,
+    _guard: Guard,
 }
 
 /// A change set, and the layer that was made of it at once.
@@ -103,7 +108,9 @@ impl Root {
         if looked_at {
             look::of_tree(overlay.tree().as_ref());
         }
-        let mut root = Self { overlay, session: None, walk: None, layers: base, place };
+        let guard = Guard::of(&place.path().join("root"));
+        let mut root =
+            Self { overlay, session: None, walk: None, layers: base, place, _guard: guard };
         root.mount();
         if looked_at {
             root.mark();
@@ -285,8 +292,7 @@ fn run_round(root: &Root, spread: Spread, random: &mut Random, taken: Option<&mu
 fn run(seed: u64, done: &mut Done) -> Result<(), String> {
     let mut random = Random::new(seed);
     let looked_at = random.chance(50);
-    // The overlay learns of a link into a layer below when its name is looked up.
-    let base = random_layers::two(&mut random, looked_at);
+    let base = random_layers::two(&mut random);
     let mut root = Root::over(base, looked_at);
     if looked_at {
         assert!(root.shown()?.len() > 30, "a base with something in it");
@@ -352,7 +358,7 @@ fn the_mount_does_what_a_plain_directory_does() {
     }
     let first = setting("YADOKARI_SEED", 1);
     for seed in first..first + setting("YADOKARI_SEEDS", SEEDS) {
-        let mut root = Root::over(random_layers::two(&mut Random::new(seed), true), true);
+        let mut root = Root::over(random_layers::two(&mut Random::new(seed)), true);
         let plain = root.place.path().join("plain");
         let copied = Command::new("cp").arg("-a").args([&root.at(), &plain]).status();
         assert!(copied.expect("cp").success());

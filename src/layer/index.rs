@@ -6,7 +6,7 @@
 //! [`LayerIndex::verify`] reads everything.
 //!
 //! ```text
-//! header  96 bytes: magic, version, six counts, total length,
+//! header  96 bytes: magic, version, number of links to layers below, six counts, total length,
 //!                   BLAKE3 of the rest, BLAKE3 (16 bytes) of the header
 //! nodes   76 each:  metadata and ranges into the other sections; node 0 is the root,
 //!                   a directory has a larger number than its parent
@@ -22,6 +22,8 @@
 use std::cmp::Ordering;
 
 use crate::layer::error::Error;
+use crate::path::Name;
+use crate::path::RootPath;
 use crate::tree::Device;
 use crate::tree::Kind;
 use crate::tree::Stat;
@@ -36,7 +38,7 @@ pub(super) use build::Node;
 
 const MAGIC: [u8; 8] = *b"yadolidx";
 /// Raised whenever the layout changes; an index of another version is rebuilt.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const HEADER: usize = 96;
 const NODE: usize = 76;
@@ -54,6 +56,8 @@ const XATTRS: usize = 3;
 const DIGESTS: usize = 4;
 const STRINGS: usize = 5;
 
+/// Where the header keeps the number of entries that are links to layers below.
+const LOWER_LINKS: usize = 12;
 /// Where the header keeps the BLAKE3 of everything behind it.
 const BODY_SUM: usize = 48;
 /// Where the header keeps the checksum of everything before it.
@@ -256,6 +260,41 @@ impl LayerIndex {
             opaque: record[1] & FLAG_OPAQUE != 0,
             links: u32_at(record, 40),
         })
+    }
+
+    /// Number of names that are hard links to files of the layers below. Hardly any
+    /// layer has one.
+    pub fn lower_link_count(&self) -> u32 {
+        self.as_bytes().first_chunk::<HEADER>().map_or(0, |head| u32_at(head, LOWER_LINKS))
+    }
+
+    /// The hard links to files of the layers below: their path, and the path they link
+    /// to. Reads the whole index if there is one, and nothing if there is none.
+    pub fn lower_links(&self) -> Vec<(RootPath, RootPath)> {
+        let mut links = Vec::new();
+        let mut pending = Vec::new();
+        if self.lower_link_count() > 0 {
+            pending.push((RootPath::root(), Self::ROOT));
+        }
+        while let Some((path, directory)) = pending.pop() {
+            for (name, entry) in self.children(directory) {
+                let Some(name) = Name::new(name) else { continue };
+                match entry {
+                    Entry::Whiteout => {}
+                    Entry::LowerLink(target) => {
+                        links.extend(RootPath::clamped(target).map(|to| (path.join(&name), to)));
+                    }
+                    // A larger number than its parent's: damaged bytes make no circle.
+                    Entry::Node(child)
+                        if child > directory && self.node(child).kind == Kind::Directory =>
+                    {
+                        pending.push((path.join(&name), child));
+                    }
+                    Entry::Node(_) => {}
+                }
+            }
+        }
+        links
     }
 
     /// What `directory` holds under `name`; `None` if it says nothing about it or

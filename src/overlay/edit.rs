@@ -319,12 +319,10 @@ impl Table {
     fn set_face(&mut self, ino: Ino, attributes: &Attributes) -> Answer<()> {
         let now = now();
         let inode = self.inode_mut(ino)?;
-        let atime = inode.times().atime;
         inode.face.mode = attributes.mode & 0o7777;
         inode.face.uid = attributes.uid;
         inode.face.gid = attributes.gid;
-        inode.face.mtime = attributes.mtime;
-        inode.set_atime(atime);
+        inode.set_mtime(attributes.mtime, Some(now));
         inode.set_ctime(now);
         Ok(())
     }

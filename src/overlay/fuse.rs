@@ -73,14 +73,16 @@ const BLOCK_SIZE: u32 = 4096;
 
 /// Asked for where the kernel has them. Not asked for, on purpose: WRITEBACK_CACHE
 /// (attributes go stale at each close), ATOMIC_O_TRUNC (without OPEN requests a
-/// truncation would be lost), POSIX_ACL (kept, not enforced), HANDLE_KILLPRIV (the
-/// kernel clears set-id bits itself, by SETATTR).
-const WANTED: [InitFlags; 5] = [
+/// truncation would be lost), POSIX_ACL (kept, not enforced). With HANDLE_KILLPRIV_V2
+/// set-id bits and capabilities are taken away here, and the kernel asks for
+/// capabilities before the first write only, not before each.
+const WANTED: [InitFlags; 6] = [
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
 ];
 
 thread_local! {
@@ -107,6 +109,11 @@ impl Kernel for Caches {
     fn drop_node(&self, ino: Ino) {
         trace_failure("node", self.0.inval_inode(INodeNo(u64::from(ino)), 0, 0));
     }
+
+    fn drop_attributes(&self, ino: Ino) {
+        // A negative offset leaves the pages alone (fuse_reverse_inval_inode).
+        trace_failure("attribute", self.0.inval_inode(INodeNo(u64::from(ino)), -1, 0));
+    }
 }
 
 fn trace_failure(what: &str, result: std::io::Result<()>) {
@@ -124,6 +131,7 @@ impl Adapter {
         body: impl FnOnce(&Overlay) -> Answer<T>,
     ) -> Result<T, Errno> {
         self.overlay.requests().count(operation);
+        let _under_way = self.overlay.pulse.begin();
         match catch_unwind(AssertUnwindSafe(|| body(&self.overlay))) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(fault)) => Err(errno(&fault)),
@@ -134,6 +142,28 @@ impl Adapter {
                 Err(Errno::EIO)
             }
         }
+    }
+
+    /// Runs `body`, which writes to `node`. If the writer `may_not_keep` set-id bits,
+    /// they go first, and the kernel is told: it runs programs by what it has cached.
+    fn answer_writer<T>(
+        &self,
+        operation: Operation,
+        node: INodeNo,
+        may_not_keep: bool,
+        body: impl FnOnce(&Overlay) -> Answer<T>,
+    ) -> Result<T, Errno> {
+        let (result, is_changed) = self.answer(operation, |overlay| {
+            let is_changed = may_not_keep && overlay.op_kill_set_id(ino(node))?;
+            Ok((body(overlay)?, is_changed))
+        })?;
+        if is_changed {
+            let kernel = self.overlay.kernel().clone();
+            if let Some(kernel) = kernel {
+                kernel.drop_attributes(ino(node));
+            }
+        }
+        Ok(result)
     }
 
     fn refuse(&self, operation: Operation) -> Errno {
@@ -149,6 +179,13 @@ fn errno(fault: &Fault) -> Errno {
 /// A number that can't be one of ours leads to ESTALE, as one that is gone does.
 fn ino(number: INodeNo) -> Ino {
     Ino::try_from(number.0).unwrap_or(0)
+}
+
+/// Whether set-id bits of a file go when this caller writes to it. The kernel says it
+/// for each write, by CAP_FSETID; where fuser passes that on for nothing else, root is
+/// taken to have it.
+fn is_unprivileged(request: &Request) -> bool {
+    request.uid() != 0
 }
 
 fn reply_entry(reply: fuser::ReplyEntry, result: Result<Attributes, Errno>) {
@@ -359,7 +396,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -383,8 +420,10 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        let result =
-            self.answer(Operation::SetAttr, |overlay| overlay.op_setattr(ino(node), &change));
+        let may_not_keep = change.size.is_some() && is_unprivileged(request);
+        let result = self.answer_writer(Operation::SetAttr, node, may_not_keep, |overlay| {
+            overlay.op_setattr(ino(node), &change)
+        });
         reply_attr(reply, result);
     }
 
@@ -571,7 +610,11 @@ impl Filesystem for Adapter {
     ) {
         let late = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE);
         let write = if late { Overlay::op_write_back } else { Overlay::op_write };
-        match self.answer(Operation::Write, |overlay| write(overlay, ino(node), offset, data)) {
+        let may_not_keep = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let result = self.answer_writer(Operation::Write, node, may_not_keep, |overlay| {
+            write(overlay, ino(node), offset, data)
+        });
+        match result {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(error),
         }
@@ -727,7 +770,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -735,7 +778,8 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: fuser::ReplyEmpty,
     ) {
-        let result = self.answer(Operation::Fallocate, |overlay| {
+        let may_not_keep = is_unprivileged(request);
+        let result = self.answer_writer(Operation::Fallocate, node, may_not_keep, |overlay| {
             let what = space(mode).ok_or(Fault::Unsupported)?;
             overlay.op_fallocate(ino(node), offset, length, what)
         });
@@ -769,7 +813,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         from: INodeNo,
         _from_handle: FileHandle,
         offset: u64,
@@ -780,7 +824,8 @@ impl Filesystem for Adapter {
         _flags: fuser::CopyFileRangeFlags,
         reply: fuser::ReplyWrite,
     ) {
-        let result = self.answer(Operation::CopyFileRange, |overlay| {
+        let may_not_keep = is_unprivileged(request);
+        let result = self.answer_writer(Operation::CopyFileRange, to, may_not_keep, |overlay| {
             overlay.op_copy((ino(from), offset), (ino(to), target), length)
         });
         match result {

@@ -68,6 +68,8 @@ impl Face {
 pub(super) struct Times {
     pub(super) atime: Timestamp,
     pub(super) ctime: Timestamp,
+    /// When a program set the mtime, and didn't write since.
+    pub(super) mtime_set: Option<Timestamp>,
 }
 
 /// Extended attributes, read from the layer only when asked for.
@@ -241,17 +243,28 @@ impl Inode {
 
     pub(super) fn times(&self) -> Times {
         let mtime = self.face.mtime;
-        self.times.as_deref().copied().unwrap_or(Times { atime: mtime, ctime: mtime })
+        self.times.as_deref().copied().unwrap_or(Times {
+            atime: mtime,
+            ctime: mtime,
+            mtime_set: None,
+        })
     }
 
     pub(super) fn set_atime(&mut self, atime: Timestamp) {
-        let ctime = self.times().ctime;
-        self.set_times(Times { atime, ctime });
+        self.set_times(Times { atime, ..self.times() });
     }
 
     pub(super) fn set_ctime(&mut self, ctime: Timestamp) {
-        let atime = self.times().atime;
-        self.set_times(Times { atime, ctime });
+        self.set_times(Times { ctime, ..self.times() });
+    }
+
+    /// Sets the mtime; `by_program` for a call that names the time, not one that
+    /// changes the content.
+    pub(super) fn set_mtime(&mut self, mtime: Timestamp, by_program: Option<Timestamp>) {
+        // What isn't kept yet is read off the old mtime.
+        let times = Times { mtime_set: by_program, ..self.times() };
+        self.face.mtime = mtime;
+        self.set_times(times);
     }
 
     fn set_times(&mut self, times: Times) {

@@ -16,6 +16,10 @@ pub(super) trait Kernel: Send + Sync {
 
     /// Drops attributes and contents of a node.
     fn drop_node(&self, ino: Ino);
+
+    /// Drops attributes of a node. Waits for nothing, so a thread that answers a
+    /// request may call it.
+    fn drop_attributes(&self, ino: Ino);
 }
 
 /// What an edit made stale in the kernel's caches.

@@ -32,6 +32,14 @@ pub(super) use content::Space;
 /// Set-group-ID bit: on a directory, new entries inherit its group.
 const SET_GROUP_ID: u16 = 0o2000;
 
+/// The mode of a file that changed its owner, or was written to by somebody without
+/// the right to keep the bits (write(2), chown(2)). Set-group-ID without execution
+/// by the group meant mandatory locking once, and stays.
+fn without_set_id(mode: u16) -> u16 {
+    let group = if mode & 0o010 != 0 { SET_GROUP_ID } else { 0 };
+    mode & !(0o4000 | group)
+}
+
 /// A time as utimensat(2) takes it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SetTime {
@@ -152,19 +160,39 @@ impl Overlay {
         if let Some(mode) = change.mode {
             face.mode = mode & 0o7777;
         }
+        let is_owned = change.uid.is_some() || change.gid.is_some();
+        if change.mode.is_none() && is_owned && face.kind != Kind::Directory {
+            face.mode = without_set_id(face.mode);
+        }
         face.uid = change.uid.unwrap_or(face.uid);
         face.gid = change.gid.unwrap_or(face.gid);
         let resized = change.size.map(|_| SetTime::Now);
         if let Some(time) = change.mtime.or(resized) {
-            let atime = inode.times().atime;
-            inode.face.mtime = time.value(now);
-            inode.set_atime(atime);
+            let is_set = matches!(time, SetTime::At(_));
+            inode.set_mtime(time.value(now), is_set.then_some(now));
         }
         if let Some(time) = change.atime {
             inode.set_atime(time.value(now));
         }
         inode.set_ctime(now);
         table.attributes(ino)
+    }
+
+    /// Takes set-user-ID and set-group-ID from a file that is about to be written to
+    /// by somebody who may not keep them; whether there was one. The kernel leaves
+    /// this to a filesystem that it agreed on `HANDLE_KILLPRIV_V2` with.
+    pub(super) fn op_kill_set_id(&self, ino: Ino) -> Answer<bool> {
+        let mut table = self.table();
+        let face = table.inode(ino)?.face;
+        let mode = without_set_id(face.mode);
+        if face.kind != Kind::File || mode == face.mode {
+            return Ok(false);
+        }
+        table.touch(ino, true)?;
+        let inode = table.inode_mut(ino)?;
+        inode.face.mode = mode;
+        inode.set_ctime(now());
+        Ok(true)
     }
 
     /// `READLINK`.

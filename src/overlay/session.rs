@@ -28,6 +28,8 @@ use super::fuse::Adapter;
 use super::fuse::Caches;
 use super::kernel::Operation;
 use super::rendezvous::Rendezvous;
+use super::watchdog;
+use super::watchdog::Watchdog;
 
 const DEVICE: &str = "/dev/fuse";
 /// More threads than this only take requests from each other's CPUs.
@@ -87,6 +89,8 @@ pub enum MountError {
 pub struct MountOptions {
     /// Threads that answer requests; `None`: one per CPU, at most eight.
     pub threads: Option<NonZeroUsize>,
+    /// How long a request may take before the mount is cut off; `None`: five minutes.
+    pub patience: Option<Duration>,
 }
 
 /// A live mount. Dropping it unmounts.
@@ -96,6 +100,7 @@ pub struct Session {
     /// Number of the connection in `/sys/fs/fuse/connections`.
     connection: Option<u32>,
     is_mounted: bool,
+    watchdog: Option<Watchdog>,
 }
 
 /// What it takes to use the mount, as any program does. No thread of the server may.
@@ -137,7 +142,13 @@ impl Overlay {
             at: at.to_owned(),
             rendezvous: Arc::clone(&rendezvous),
         };
-        let mut session = Session { client, background: None, connection: None, is_mounted: true };
+        let mut session = Session {
+            client,
+            background: None,
+            connection: None,
+            is_mounted: true,
+            watchdog: None,
+        };
         let serve = |source| MountError::Serve { at: at.to_owned(), source };
         let mut config = fuser::Config::default();
         config.acl = SessionACL::All;
@@ -149,6 +160,10 @@ impl Overlay {
         session.background = Some(background);
         session.connection = apart(|| connection_of(at)).unwrap_or_default();
         session.raise_read_ahead();
+        let (at, abort) = (at.to_owned(), session.control("abort"));
+        let patience = options.patience.unwrap_or(watchdog::PATIENCE);
+        let watchdog = Watchdog::start(self, patience, move || cut(&at, abort.as_deref()));
+        session.watchdog = Some(watchdog.map_err(serve)?);
         Ok(session)
     }
 }
@@ -267,6 +282,7 @@ impl Session {
 
     fn end(&mut self) -> io::Result<()> {
         self.is_mounted = false;
+        self.watchdog = None;
         let at = &self.client.at;
         let Some(background) = self.background.take() else {
             // Never served: a request would wait forever, so nothing is asked.
@@ -278,6 +294,8 @@ impl Session {
         let flags = UnmountFlags::FORCE | UnmountFlags::DETACH;
         let unmounted = apart(|| match rustix::mount::unmount(at, flags) {
             Err(Errno::PERM) => rustix::mount::unmount(at, UnmountFlags::DETACH),
+            // The watchdog was here before.
+            Err(Errno::INVAL) => Ok(()),
             result => result,
         });
         let (done, wait) = std::sync::mpsc::sync_channel(1);
@@ -314,12 +332,32 @@ impl Session {
     /// Cuts the connection by fusectl.
     fn abort(&self) {
         let Some(path) = self.control("abort") else { return };
-        if let Err(error) = File::options().write(true).open(&path).and_then(|mut file| {
-            use io::Write as _;
-            file.write_all(b"1")
-        }) {
+        if let Err(error) = abort(&path) {
             tracing::warn!(%error, path = %path.display(), "cannot abort the FUSE connection");
         }
+    }
+}
+
+/// Cuts the connection that has `path` in fusectl.
+fn abort(path: &Path) -> io::Result<()> {
+    use io::Write as _;
+    File::options().write(true).open(path)?.write_all(b"1")
+}
+
+/// Cuts the connection of the mount on `at`, by fusectl where it is mounted, else by
+/// force. The mount may stay, and answers with errors. Asks the mount nothing.
+fn cut(at: &Path, control: Option<&Path>) {
+    let aborted = control.is_some_and(|control| abort(control).is_ok());
+    if aborted {
+        return;
+    }
+    // A mount in use stays, and is cut all the same.
+    match apart(|| rustix::mount::unmount(at, UnmountFlags::FORCE)) {
+        Ok(Ok(()) | Err(Errno::BUSY)) => {}
+        Ok(Err(error)) => {
+            tracing::error!(%error, at = %at.display(), "cannot cut the mount off");
+        }
+        Err(error) => tracing::error!(%error, at = %at.display(), "cannot cut the mount off"),
     }
 }
 

@@ -38,6 +38,7 @@ use super::recorder::Recorder;
 use super::recorder::Touch;
 use super::upper::Upper;
 use crate::path::Name;
+use crate::path::RootPath;
 use crate::tree::Kind;
 use crate::tree::Stat;
 use crate::tree::Timestamp;
@@ -83,7 +84,36 @@ impl Table {
         };
         let root = table.directory_of(parts);
         table.inodes.push(Some(root));
+        for number in 0..table.base {
+            let links = table.layers[number].index.lower_links();
+            // Foreign bytes: a link that leads nowhere is no name of anything.
+            table.adopt_foreign(&links).map_err(io::Error::from)?;
+        }
         Ok(table)
+    }
+
+    /// Brings files that layers above gave further names into the table, with all of
+    /// their names. The layer that has the file knows nothing of them, so nothing
+    /// but this finds them when the file is written to.
+    fn adopt_foreign(&mut self, links: &[(RootPath, RootPath)]) -> Answer<()> {
+        let mut files = Vec::new();
+        for path in links.iter().flat_map(|(link, target)| [link, target]) {
+            let found = path.components().try_fold(ROOT, |directory, name| {
+                if self.is_directory(directory).ok()? {
+                    self.child(directory, name).ok()?
+                } else {
+                    None
+                }
+            });
+            files.extend(found.filter(|ino| !self.is_directory(*ino).unwrap_or(true)));
+        }
+        files.sort_unstable();
+        files.dedup();
+        for ino in files {
+            let links = self.names(ino)?.len().max(1);
+            self.inode_mut(ino)?.face.links = u32::try_from(links).unwrap_or(u32::MAX);
+        }
+        Ok(())
     }
 
     /// The inode `ino`.
@@ -184,10 +214,7 @@ impl Table {
                 ino
             }
             Found::Node(part) => match self.layers[part.layer as usize].inode(part.node) {
-                Some(ino) => {
-                    self.count_foreign_name(ino);
-                    ino
-                }
+                Some(ino) => ino,
                 None => {
                     let inode = self.node_of(part);
                     let ino = self.insert(inode)?;
@@ -198,21 +225,6 @@ impl Table {
         };
         self.attach(directory, name.into(), ino)?;
         Ok(Some(ino))
-    }
-
-    /// A layer above can add a name to a file without saying so in the count of the
-    /// layer that holds the file.
-    fn count_foreign_name(&mut self, ino: Ino) {
-        let Ok(inode) = self.inode_mut(ino) else { return };
-        let known = inode.places.as_slice().len() as u32 + 1;
-        if inode.face.links < known {
-            inode.face.links = known;
-            if let Some(image) =
-                self.recorder.nodes.get_mut(&ino).and_then(|touch| touch.image.as_mut())
-            {
-                image.face.links += 1;
-            }
-        }
     }
 
     fn directory_of(&self, parts: Vec<Part>) -> Inode {
@@ -479,7 +491,7 @@ impl Table {
     fn changed_entries(&mut self, directory: Ino, now: Timestamp) -> Answer<()> {
         self.touch(directory, false)?;
         let inode = self.inode_mut(directory)?;
-        inode.face.mtime = now;
+        inode.set_mtime(now, None);
         inode.set_ctime(now);
         Ok(())
     }

@@ -19,6 +19,9 @@ use crate::tree::NodeId;
 use crate::tree::Timestamp;
 
 mod editing;
+mod foreign_links;
+mod late_pages;
+mod malformed;
 mod operations;
 mod random;
 mod steps;

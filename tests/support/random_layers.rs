@@ -28,9 +28,8 @@ pub(crate) fn lower(tar: &[u8]) -> Lower {
 }
 
 /// A layer of all kinds of files, and one above it with whiteouts, an opaque
-/// directory, replacements and, if so wished, links to files of the first. Bottom
-/// first. The directories `w0` to `w2` are there.
-pub(crate) fn two(random: &mut Random, foreign_links: bool) -> Vec<Lower> {
+/// directory, replacements and links to files of the first. Bottom first. The directories `w0` to `w2` are there.
+pub(crate) fn two(random: &mut Random) -> Vec<Lower> {
     let mut first = Layer::new();
     for name in ["w0", "w1", "w2", "d", "d/e", "opaque", "gone", "becomes-file"] {
         first.directory(random, Path::new(name));
@@ -46,7 +45,7 @@ pub(crate) fn two(random: &mut Random, foreign_links: bool) -> Vec<Lower> {
         match number % 6 {
             0 => second.whiteout(path),
             1 => second.file(random, path),
-            2 if foreign_links => second.link(random, Path::new(&format!("linked-{number}")), path),
+            2 => second.link(random, Path::new(&format!("linked-{number}")), path),
             _ => {}
         }
     }

@@ -383,6 +383,8 @@ struct Sections {
     xattrs: Vec<u8>,
     digests: Vec<u8>,
     strings: Vec<u8>,
+    /// How many of the entries are links to layers below.
+    lower_links: u32,
 }
 
 impl Sections {
@@ -397,6 +399,7 @@ impl Sections {
     }
 
     fn entry(&mut self, name: (u32, u32), tag: u32, value: (u32, u32)) {
+        self.lower_links += u32::from(tag == TAG_LOWER_LINK);
         put_all(&mut self.entries, &[name.0, name.1, tag, value.0, value.1]);
     }
 
@@ -450,7 +453,7 @@ impl Sections {
         let total = HEADER + parts.iter().map(Vec::len).sum::<usize>();
         let mut out = Vec::with_capacity(total);
         out.extend_from_slice(&MAGIC);
-        put_all(&mut out, &[VERSION, 0]);
+        put_all(&mut out, &[VERSION, self.lower_links]);
         for (part, width) in parts.iter().zip(super::WIDTHS) {
             out.extend_from_slice(&small(part.len() / width)?.to_le_bytes());
         }

@@ -27,6 +27,10 @@ const MAX_SIZE: u64 = i64::MAX as u64;
 /// the kernel counts in pages.
 const MAX_COPY: u64 = 0xffff_f000;
 
+/// Seconds that the kernel keeps a dirty page at most before it writes it (`vm.dirty_expire_centisecs`
+/// and `vm.dirty_writeback_centisecs`, as they come): what arrives later was changed later.
+const WRITE_BACK: i64 = 35;
+
 /// What fallocate(2) does with a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::overlay) enum Space {
@@ -121,7 +125,7 @@ impl Overlay {
             epoch: plan.epoch,
         });
         face.size = face.size.max(range.end);
-        table.modified(ino, now())
+        if is_call { table.modified(ino, now()) } else { table.modified_late(ino, now()) }
     }
 
     /// `FALLOCATE`.
@@ -260,10 +264,20 @@ impl Table {
     /// The bytes of `ino` were changed.
     fn modified(&mut self, ino: Ino, now: Timestamp) -> Answer<()> {
         let inode = self.inode_mut(ino)?;
-        let atime = inode.times().atime;
-        inode.face.mtime = now;
-        inode.set_atime(atime);
+        inode.set_mtime(now, None);
         inode.set_ctime(now);
         Ok(())
+    }
+
+    /// Bytes that were changed through a mapping arrived. If a program set the time
+    /// shortly before, they were changed earlier than that, most likely, and on a disk
+    /// the time would have stayed.
+    fn modified_late(&mut self, ino: Ino, now: Timestamp) -> Answer<()> {
+        let set = self.inode(ino)?.times().mtime_set;
+        if set.is_some_and(|set| now.seconds - set.seconds <= WRITE_BACK) {
+            self.inode_mut(ino)?.set_ctime(now);
+            return Ok(());
+        }
+        self.modified(ino, now)
     }
 }

@@ -1,0 +1,141 @@
+//! A mounted overlay and a plain directory beside it, to do the same in both.
+//!
+//! Whoever works in a mount that is served by the same process can't be killed while a
+//! request of his is under way: it is answered by nobody, and keeps the process that
+//! should have answered. So each mount has a [`Guard`].
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use yadokari::overlay::Lower;
+use yadokari::overlay::MountError;
+use yadokari::overlay::MountOptions;
+use yadokari::overlay::Overlay;
+use yadokari::overlay::Session;
+
+/// A process that cuts a mount off when the process that serves it is gone, or is
+/// nothing but a thread that waits for itself.
+#[derive(Debug)]
+pub(crate) struct Guard(Child);
+
+/// `$1`: process, `$2`: mount point. A process whose first thread has ended is dead.
+/// Forcing an unmount cuts the connection, and that ends all waiting. Nothing here
+/// asks the mount itself.
+const WATCH: &str = r#"
+while state=$(sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null) &&
+      [ -n "$state" ] && [ "$state" != Z ] && [ "$state" != X ]; do
+    sleep 0.3
+done
+while umount -c -i -n -f -l "$2" 2>/dev/null; do :; done
+"#;
+
+impl Guard {
+    /// Watches this process for what is, or will be, mounted on `at`.
+    pub(crate) fn of(at: &Path) -> Self {
+        use std::os::unix::process::CommandExt;
+        let child = Command::new("sh")
+            .args(["-c", WATCH, "guard", &std::process::id().to_string()])
+            .arg(at)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Whoever kills our process group doesn't mean it.
+            .process_group(0)
+            .spawn();
+        Self(child.expect("sh"))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A mounted overlay, and a plain directory.
+pub(crate) struct Both {
+    pub(crate) overlay: Arc<Overlay>,
+    session: Option<Session>,
+    place: tempfile::TempDir,
+    /// Dropped last.
+    _guard: Guard,
+}
+
+impl Both {
+    /// Nothing in either; `None`, said aloud, where nothing can be mounted and
+    /// `YADOKARI_REQUIRE` doesn't ask for it.
+    pub(crate) fn new() -> Option<Self> {
+        Self::over(Vec::new())
+    }
+
+    /// An overlay over `lowers`.
+    pub(crate) fn over(lowers: Vec<Lower>) -> Option<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        let place = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+        for name in ["ours", "plain", "scratch"] {
+            fs::create_dir(place.path().join(name)).expect("a directory");
+        }
+        let overlay = Overlay::new(lowers, &place.path().join("scratch")).expect("an overlay");
+        let guard = Guard::of(&place.path().join("ours"));
+        let mut both = Self { overlay, session: None, place, _guard: guard };
+        match both.mount() {
+            Ok(()) => Some(both),
+            Err(
+                error @ (MountError::NoDevice(_)
+                | MountError::DeviceRefused(_)
+                | MountError::NotPermitted(_)),
+            ) => {
+                let required = std::env::var("YADOKARI_REQUIRE").unwrap_or_default();
+                assert!(!required.split(',').any(|need| need == "fuse"), "{error}");
+                eprintln!("skipped: {error}");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn mount(&mut self) -> Result<(), MountError> {
+        self.session = Some(self.overlay.mount(&self.ours(), MountOptions::default())?);
+        Ok(())
+    }
+
+    /// Unmounts and mounts again: the kernel's caches hide what a filesystem forgot.
+    pub(crate) fn remount(&mut self) {
+        self.session.take().expect("mounted").unmount().expect("unmounted");
+        self.mount().expect("mounted again");
+    }
+
+    pub(crate) fn session(&self) -> &Session {
+        self.session.as_ref().expect("mounted")
+    }
+
+    /// The mount.
+    pub(crate) fn ours(&self) -> PathBuf {
+        self.place.path().join("ours")
+    }
+
+    /// The plain directory.
+    pub(crate) fn plain(&self) -> PathBuf {
+        self.place.path().join("plain")
+    }
+
+    /// Where the overlay writes to, on the filesystem of the plain directory.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.place.path().join("scratch")
+    }
+
+    /// Does the same in both and demands the same answer.
+    #[track_caller]
+    pub(crate) fn same<T: PartialEq + std::fmt::Debug>(&self, body: impl Fn(&Path) -> T) -> T {
+        let (ours, plain) = (body(&self.ours()), body(&self.plain()));
+        assert_eq!(ours, plain, "left: in the mount, right: in a plain directory");
+        ours
+    }
+}
