@@ -8,7 +8,7 @@ use crate::directory::{Access, prepare};
 use crate::error::{Error, Notice};
 use crate::frame;
 use crate::index::log::{self, Log};
-use crate::index::{Index, Kind, index_key};
+use crate::index::{Index, Kind, hash, index_key, taken_back};
 use crate::key::Key;
 use crate::lease::Lease;
 use crate::record::Record;
@@ -82,6 +82,23 @@ pub enum Folded {
     Busy,
     /// Too few to bother.
     NotWorthwhile,
+}
+
+/// A certain record: a bucket, by its name on disk, a key, and what was there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordName {
+    /// Name on disk, possibly one that only another version of this program knows.
+    pub bucket: String,
+    /// Its key.
+    pub key: Key,
+    hash: [u8; 32],
+}
+
+impl RecordName {
+    /// The name of the record that `value` is.
+    pub fn new(bucket: &str, key: Key, value: &[u8]) -> Self {
+        Self { bucket: bucket.to_owned(), key, hash: hash(value) }
+    }
 }
 
 /// One process's view of a cache directory. Cheap to open; shared by threads;
@@ -177,7 +194,7 @@ impl Cache {
             }
         }
         let (index, _) = index.as_mut()?;
-        index.get(&name, notices)
+        index.get(&name, notices).filter(|value| !spool.is_taken_back(&name, value))
     }
 
     /// The record under a key of its own bucket; a malformed one is `None` and a
@@ -222,6 +239,29 @@ impl Cache {
         self.state().spool.add(lease.scratch(), &frame)
     }
 
+    /// Takes records back, all or none, durably: a record goes only if it still is
+    /// the one given, so what somebody else puts meanwhile stays. Nothing may be
+    /// deleted that a record names before this has returned.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    pub fn take_back(&self, records: &[RecordName]) -> Result<(), Error> {
+        self.check_writable("take records back")?;
+        let lease = self.lease()?;
+        // Far below the limit of a frame: an item has some hundred bytes.
+        for records in records.chunks(10_000) {
+            let names: Vec<_> = records.iter().map(|record| taken_back(&record.bucket)).collect();
+            let items = records.iter().zip(&names);
+            let frame = frame::encode(
+                items.map(|(record, name)| (name.as_str(), &record.key, &record.hash[..])),
+            )
+            .map_err(|size| Error::TooLarge { size, limit: frame::MAX_BODY })?;
+            self.state().spool.add(lease.scratch(), &frame)?;
+        }
+        Ok(())
+    }
+
     /// Moves what waits in the spool into the index. Best done in the background
     /// after a build: it may take 20 to 200 ms. Waits for nobody.
     ///
@@ -236,18 +276,7 @@ impl Cache {
         if waiting == 0 || (when == Fold::IfWorthwhile && waiting < WORTHWHILE) {
             return Ok(Folded::NotWorthwhile);
         }
-        let path = self.directory.join("records/lock");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(Error::io("open", &path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Folded::Busy),
-            Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path)(source)),
-        }
+        let Some(_lock) = self.fold_lock()? else { return Ok(Folded::Busy) };
         let mut notices = Vec::new();
         // An index of its own: this handle's readers are not disturbed.
         let mut index = self.kind.index(&self.directory);
@@ -275,6 +304,22 @@ impl Cache {
         index.settle();
         self.state().notices.append(&mut notices);
         result.map(|()| Folded::Done(folded))
+    }
+
+    /// The lock of whoever changes log and index, if nobody has it.
+    pub(crate) fn fold_lock(&self) -> Result<Option<File>, Error> {
+        let path = self.directory.join("records/lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(Error::io("open", &path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(lock)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(Error::io("lock", &path)(source)),
+        }
     }
 
     /// The steps of a fold, in the order that keeps every record findable.
@@ -305,6 +350,15 @@ impl Cache {
             let _ = std::fs::remove_file(path);
         }
         Ok(count)
+    }
+
+    /// An index of this cache for somebody who holds the fold lock.
+    pub(crate) fn new_index(&self) -> Box<dyn Index> {
+        self.kind.index(&self.directory)
+    }
+
+    pub(crate) fn add_notices(&self, mut notices: Vec<Notice>) {
+        self.state().notices.append(&mut notices);
     }
 
     /// What was damaged or unreadable since the last call.

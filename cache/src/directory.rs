@@ -54,7 +54,7 @@ pub fn prepare(cache: &Path, access: Access) -> Result<(), Error> {
     if access == Access::ReadOnly {
         return Ok(());
     }
-    for part in ["spool", "records", "contexts", "leases", "tmp"] {
+    for part in ["spool", "records", "contexts", "leases", "running", "tmp", "trash"] {
         let path = cache.join(part);
         fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
     }

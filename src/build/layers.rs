@@ -316,6 +316,7 @@ impl Workshop {
             compressed: Some(compressed(&facts.descriptor)),
             created: facts.created.seconds,
             created_nanoseconds: facts.created.nanoseconds,
+            stored: jiff::Timestamp::now().as_second(),
             empty: job.set.is_empty(),
             definition: job.keys.definition,
             content: Some(content),
