@@ -8,6 +8,7 @@
 //! Nothing here prints: what happens is told to an [`Observer`].
 
 pub mod base;
+mod cache_dir;
 mod client;
 mod error;
 pub mod inputs;
@@ -22,15 +23,12 @@ mod shared;
 pub mod slot;
 pub mod stage;
 mod tail;
+mod turn;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-
-use yadokari_cache::Access;
-use yadokari_cache::Cache;
-use yadokari_cache::Fold;
 
 pub use error::Error;
 pub use error::chain;
@@ -58,10 +56,10 @@ use crate::plan;
 use crate::plan::Plan;
 use crate::sandbox::Cancel;
 use crate::sandbox::Runner;
-use crate::store::Store;
 
 use base::Base;
 use base::Bases;
+use cache_dir::CacheDir;
 use client::LazyClient;
 use layers::Workshop;
 use publish::Uploads;
@@ -98,8 +96,15 @@ pub struct Crew<'a> {
 /// # Errors
 /// The first thing that failed. Everything finished before stays in the cache.
 pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
-    let cache = Arc::new(Cache::open(&request.cache_dir, Access::ReadWrite)?);
-    let store = Arc::new(Store::open(&request.cache_dir)?.with_lease(cache.lease()?));
+    let cache_dir = CacheDir::open(request, crew.observer)?;
+    let built = build_in(&cache_dir, request, crew);
+    // Whatever finished is kept, also when something else failed.
+    cache_dir.finish(request, crew.observer);
+    built
+}
+
+fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
+    let (cache, store) = (&cache_dir.cache, &cache_dir.store);
     let location = Location::parse(&request.context)?;
     let mut context = Context::open(&location, &store.scratch()?)?;
     if let Some(below) = &request.context_sub_path {
@@ -111,16 +116,17 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
         crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
     }
     let client = LazyClient::new(request.registry.clone(), request.credentials.clone());
-    let bases = Bases::new(Arc::new(client), Arc::clone(&store));
+    let bases = Bases::new(Arc::new(client), Arc::clone(store));
     let plan = plan_stages(request, &dockerfile, &bases, crew)?;
     let clamp = request.source_date_epoch.or(plan.source_date_epoch);
     let workshop = Workshop {
-        store: Arc::clone(&store),
-        cache: Arc::clone(&cache),
+        store: Arc::clone(store),
+        cache: Arc::clone(cache),
         compression: request.compression,
         media_type: layer_media_type(request.compression).to_owned(),
         clamp,
         threads: request.threads,
+        ttl: request.cache_limits.ttl_seconds(),
     };
     let uploads = (request.push && !request.destinations.is_empty())
         .then(|| Uploads::new(&bases, request.destinations.clone(), request.check_push));
@@ -142,13 +148,6 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
         let image = assemble(request, &plan, &finished, clamp)?;
         Ok((finished, image))
     });
-    // Whatever finished is kept, also when something else failed.
-    if let Err(error) = cache.fold(Fold::IfWorthwhile) {
-        crew.observer.observe(Progress::Warning(format!("the cache index is behind: {error}")));
-    }
-    for notice in cache.take_notices() {
-        crew.observer.observe(Progress::Warning(notice.to_string()));
-    }
     let (finished, image) = image?;
     let pushed = match &uploads {
         Some(uploads) => uploads.publish(&image, finished.base.as_deref(), finished.misses > 0)?,

@@ -4,6 +4,8 @@
 //! that prints. The same binary is `yadokari` and, by the name it is called,
 //! kaniko's `executor`.
 
+pub mod cache;
+mod cache_limits;
 pub mod flags;
 mod interrupt;
 mod report;
@@ -64,6 +66,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Build(flags)) => run_build(&flags),
+        Ok(Command::Cache(arguments)) => cache::run(&arguments, &|name| std::env::var(name).ok()),
         Err(error) => {
             // Help and version are no errors and go to standard output.
             let _ = error.print();
@@ -166,6 +169,12 @@ fn hint(cause: &build::Error) -> Option<String> {
         build::Error::Denied(error) => error.hint(),
         other => other.registry()?.hint(),
     }
+}
+
+/// To standard output; a reader that went away is no error.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
 fn eprintln(text: &str) {

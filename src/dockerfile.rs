@@ -12,7 +12,7 @@
 //! All passes are linear in the text.
 
 pub mod directives;
-mod duration;
+pub mod duration;
 pub mod error;
 pub mod expand;
 mod flags;

@@ -109,6 +109,7 @@ pub struct Cache {
     kind: Kind,
     state: Mutex<State>,
     lease: Mutex<Option<Arc<Lease>>>,
+    behind: Option<Box<Cache>>,
 }
 
 struct State {
@@ -139,7 +140,15 @@ impl Cache {
             kind,
             state: Mutex::new(state),
             lease: Mutex::new(None),
+            behind: None,
         })
+    }
+
+    /// Looks records up in a second cache too, when they are not in this one. For
+    /// one that can only be read: its hits, and another directory to write to.
+    #[must_use]
+    pub fn in_front_of(self, behind: Self) -> Self {
+        Self { behind: Some(Box::new(behind)), ..self }
     }
 
     /// The cache directory.
@@ -173,6 +182,11 @@ impl Cache {
     /// A record may name contents that were collected since: look for them
     /// before acting on it.
     pub fn get(&self, bucket: Bucket, key: &Key) -> Option<Vec<u8>> {
+        let own = self.get_own(bucket, key);
+        own.or_else(|| self.behind.as_ref()?.get(bucket, key))
+    }
+
+    fn get_own(&self, bucket: Bucket, key: &Key) -> Option<Vec<u8>> {
         let name = index_key(bucket.name(), key);
         let mut state = self.state();
         let State { spool, index, notices } = &mut *state;
@@ -363,7 +377,9 @@ impl Cache {
 
     /// What was damaged or unreadable since the last call.
     pub fn take_notices(&self) -> Vec<Notice> {
-        std::mem::take(&mut self.state().notices)
+        let mut notices = std::mem::take(&mut self.state().notices);
+        notices.extend(self.behind.iter().flat_map(|behind| behind.take_notices()));
+        notices
     }
 
     fn check_writable(&self, action: &'static str) -> Result<(), Error> {

@@ -21,6 +21,7 @@ use yadokari_cache::Key;
 use yadokari_cache::KeyHasher;
 use yadokari_cache::Record;
 use yadokari_cache::StepRecord;
+use yadokari_cache::Turn;
 use yadokari_cache::record::Compressed;
 use yadokari_cache::record::CompressedRecord;
 
@@ -104,6 +105,9 @@ pub struct Job {
     pub overlay: Arc<Overlay>,
     /// To be filled.
     pub slot: LayerSlot,
+    /// The right to be the one who builds the step; given up with the job, when the
+    /// record is there.
+    pub turn: Option<Turn>,
 }
 
 /// How layers are written; the same for all of a build.
@@ -121,6 +125,8 @@ pub struct Workshop {
     pub clamp: Option<i64>,
     /// Threads for compressing.
     pub threads: NonZeroUsize,
+    /// Age in seconds from which a record isn't used any more.
+    pub ttl: Option<u64>,
 }
 
 /// The writing thread of one stage.
@@ -210,6 +216,9 @@ impl Workshop {
     /// Those of the store.
     pub fn usable(&self, record: &StepRecord) -> Result<Option<LayerFacts>, LayerError> {
         let Some(mut facts) = facts_of(record) else { return Ok(None) };
+        if self.ttl.is_some_and(|ttl| record.is_expired(ttl, now())) {
+            return Ok(None);
+        }
         let known: Option<CompressedRecord> =
             self.cache.record(&self.compressed_key(&facts.diff_id));
         if let Some(known) = known {
@@ -316,7 +325,7 @@ impl Workshop {
             compressed: Some(compressed(&facts.descriptor)),
             created: facts.created.seconds,
             created_nanoseconds: facts.created.nanoseconds,
-            stored: jiff::Timestamp::now().as_second(),
+            stored: now(),
             empty: job.set.is_empty(),
             definition: job.keys.definition,
             content: Some(content),
@@ -328,6 +337,11 @@ impl Workshop {
         puts.push(self.compressed_put(facts));
         self.cache.put(&puts).map_err(LayerError::new)
     }
+}
+
+/// The clock, in seconds since 1970.
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
 }
 
 /// What a record says of a layer.

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use crate::collect::Limits;
 use crate::image::Format;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
@@ -68,6 +69,8 @@ pub struct Request {
     pub cache_run: bool,
     /// The cache directory.
     pub cache_dir: PathBuf,
+    /// `--cache-max-size` and `--cache-ttl`.
+    pub cache_limits: Limits,
     /// How changes are found.
     pub snapshot: SnapshotMode,
     /// `--oci-layout-path`.

@@ -9,6 +9,7 @@ use yadokari_cache::Bucket;
 use yadokari_cache::Key;
 use yadokari_cache::Record;
 use yadokari_cache::StepRecord;
+use yadokari_cache::Turn;
 
 use super::Error;
 use super::Progress;
@@ -26,6 +27,8 @@ use super::progress::StepNumber;
 use super::request::SnapshotMode;
 use super::shared::Shared;
 use super::slot::Slot;
+use super::turn;
+use super::turn::Turned;
 use crate::change::ChangeLog;
 use crate::oci::digest::DiffId;
 use crate::overlay::Lower;
@@ -242,7 +245,16 @@ impl<'a> StageRun<'a> {
         let keys =
             key::of_step(&self.definition, &step.action, &inputs.contents, &self.surroundings);
         self.definition = keys.definition;
-        let (slot, outcome) = match self.look_up(&keys, &step.action)? {
+        let mut turn = None;
+        let mut found = self.look_up(&keys, &step.action)?;
+        if found.is_none() && self.is_looked_up(&step.action) {
+            let again = || self.look_up(&keys, &step.action);
+            match turn::wait(self.shared, &keys, number, again)? {
+                Turned::Hit(facts) => found = Some(facts),
+                Turned::Build(taken) => turn = taken,
+            }
+        }
+        let (slot, outcome) = match found {
             Some(facts) => {
                 self.root = None;
                 self.walk = None;
@@ -251,7 +263,7 @@ impl<'a> StageRun<'a> {
             None => {
                 self.misses += 1;
                 self.shared.first_miss(self.index);
-                (self.execute(step, inputs, keys, number, started)?, Outcome::Done)
+                (self.execute(step, inputs, keys, turn, number, started)?, Outcome::Done)
             }
         };
         self.shared.layer_coming(self.index, &slot, outcome == Outcome::Cached);
@@ -260,14 +272,19 @@ impl<'a> StageRun<'a> {
         Ok(outcome)
     }
 
-    /// Finds the step's layer in the cache.
-    fn look_up(&self, keys: &StepKeys, action: &Action) -> Result<Option<LayerFacts>, Error> {
+    /// Whether such steps are taken from the cache.
+    fn is_looked_up(&self, action: &Action) -> bool {
         let request = self.shared.request;
         let wanted = match action {
             Action::Copy(_) => request.cache_copy,
             _ => request.cache_run,
         };
-        if !request.cache || !wanted {
+        request.cache && wanted
+    }
+
+    /// Finds the step's layer in the cache.
+    fn look_up(&self, keys: &StepKeys, action: &Action) -> Result<Option<LayerFacts>, Error> {
+        if !self.is_looked_up(action) {
             return Ok(None);
         }
         let cache = &self.shared.workshop.cache;
@@ -308,6 +325,7 @@ impl<'a> StageRun<'a> {
         step: &Step,
         inputs: Inputs,
         keys: StepKeys,
+        turn: Option<Turn>,
         number: StepNumber,
         started: Instant,
     ) -> Result<LayerSlot, Error> {
@@ -347,6 +365,7 @@ impl<'a> StageRun<'a> {
             duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             overlay,
             slot: Arc::clone(&slot),
+            turn,
         };
         let writer = match &self.writer {
             Some(writer) => writer,

@@ -12,6 +12,8 @@ use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 
+use super::cache::CacheArguments;
+
 /// Builds container images from Dockerfiles, inside a container, without a daemon.
 #[derive(Debug, Parser)]
 #[command(name = "yadokari", version, max_term_width = 100, args_override_self = true)]
@@ -26,6 +28,8 @@ pub struct Yadokari {
 pub enum Command {
     /// Build an image from a Dockerfile and push it
     Build(Box<Build>),
+    /// Show, check and shrink the cache
+    Cache(CacheArguments),
     /// Print the version
     Version,
 }
@@ -131,6 +135,12 @@ pub struct Build {
     /// Directory of the cache
     #[arg(long, env = "YADOKARI_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// Remove what was used longest ago when the cache has more, e.g. 20GiB [default: no limit]
+    #[arg(long, env = "YADOKARI_CACHE_MAX_SIZE", value_name = "SIZE")]
+    pub cache_max_size: Option<String>,
+    /// Use and keep nothing that is older, e.g. 336h
+    #[arg(long, default_value = super::cache_limits::DEFAULT_TTL, value_name = "DURATION")]
+    pub cache_ttl: String,
     /// Also skip COPY and ADD
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub cache_copy_layers: bool,
@@ -278,7 +288,6 @@ pub const MISSING: &[&str] = &[
     "annotation",
     "bucket",
     "cache-repo",
-    "cache-ttl",
     "credential-helpers",
     "dryrun",
     "force-build-metadata",

@@ -1,8 +1,10 @@
 //! From flags and environment to what a build is asked for.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::path::PathBuf;
 
+use super::cache_limits;
 use super::flags::Build;
 use super::flags::CompressionKind;
 use super::flags::ImageFormat;
@@ -22,6 +24,13 @@ use crate::snapshot::Mode as WalkMode;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct FlagError(String);
+
+impl FlagError {
+    /// A flag with a value that can't be read.
+    pub(super) fn new(flag: &str, value: &str, reason: &str) -> Self {
+        wrong(format!("{flag} {value}: {reason}"))
+    }
+}
 
 fn wrong(message: impl Into<String>) -> FlagError {
     FlagError(message.into())
@@ -112,7 +121,8 @@ pub(super) fn resolve(
         cache: flags.cache,
         cache_copy: flags.cache_copy_layers,
         cache_run: flags.cache_run_layers,
-        cache_dir: cache_dir(flags, variable),
+        cache_dir: cache_dir(flags.cache_dir.as_deref(), variable),
+        cache_limits: cache_limits::limits(flags.cache_max_size.as_deref(), &flags.cache_ttl)?,
         snapshot: match flags.snapshot_mode {
             Snapshot::Log => SnapshotMode::Log,
             Snapshot::Full => SnapshotMode::Walk(WalkMode::Full),
@@ -136,9 +146,12 @@ pub(super) fn resolve(
 }
 
 /// `--cache-dir`, or `/cache` where the image has it, or the user's cache directory.
-fn cache_dir(flags: &Build, variable: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-    if let Some(directory) = &flags.cache_dir {
-        return directory.clone();
+pub(super) fn cache_dir(
+    given: Option<&Path>,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> PathBuf {
+    if let Some(directory) = given {
+        return directory.to_owned();
     }
     let in_image = PathBuf::from("/cache");
     if in_image.is_dir() {

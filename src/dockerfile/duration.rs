@@ -2,8 +2,9 @@
 
 /// Reads a duration as Go's `time.ParseDuration` does; nanoseconds.
 ///
-/// Fails, with a message, on anything else and on more than about 292 years.
-pub(super) fn parse(text: &str) -> Result<i64, String> {
+/// # Errors
+/// A message, on anything else and on more than about 292 years.
+pub fn parse(text: &str) -> Result<i64, String> {
     let bad = || format!("invalid duration `{text}`");
     let (negative, mut rest) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),
