@@ -131,9 +131,8 @@ impl Cache {
     }
 
     pub(crate) fn open_with(directory: &Path, access: Access, kind: Kind) -> Result<Self, Error> {
-        prepare(directory, access)?;
-        let state =
-            State { spool: Spool::new(directory, access), index: None, notices: Vec::new() };
+        let notices = prepare(directory, access)?.into_iter().collect();
+        let state = State { spool: Spool::new(directory, access), index: None, notices };
         Ok(Self {
             directory: directory.to_owned(),
             access,

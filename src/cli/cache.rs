@@ -22,7 +22,6 @@ use super::request::FlagError;
 use crate::collect;
 use crate::collect::Collected;
 use crate::collect::Entry;
-use crate::collect::Limits;
 use crate::collect::Order;
 use crate::collect::Removed;
 use crate::collect::Target;
@@ -144,7 +143,7 @@ fn answer(command: &CacheCommand, directory: &Path) -> Result<Answer, Error> {
             let own = cache.lease()?;
             let collected =
                 collect::collect(&cache, Some(&own), &order)?.ok_or(collect::Error::Busy)?;
-            Ok(removed(&collected, gc.dry_run, &limits))
+            Ok(removed(&collected, gc.dry_run))
         }
         CacheCommand::Rm { names } => {
             let targets: Vec<Target> =
@@ -152,7 +151,7 @@ fn answer(command: &CacheCommand, directory: &Path) -> Result<Answer, Error> {
             let cache = Cache::open(directory, Access::ReadWrite)?;
             let own = cache.lease()?;
             let collected = collect::remove(&cache, Some(&own), &targets)?;
-            Ok(removed(&collected, false, &Limits::default()))
+            Ok(removed(&collected, false))
         }
         CacheCommand::Verify => verify(directory),
         CacheCommand::Clear { wait } => {
@@ -167,7 +166,7 @@ fn clear(directory: &Path, wait: Duration) -> Result<Answer, Error> {
     let cache = Cache::open(directory, Access::ReadWrite)?;
     let own = cache.lease()?;
     let collected = collect::clear(&cache, Some(&own), wait)?;
-    Ok(removed(&collected, false, &Limits::default()))
+    Ok(removed(&collected, false))
 }
 
 fn verify(directory: &Path) -> Result<Answer, Error> {
@@ -260,7 +259,7 @@ fn used(usage: &collect::Usage) -> Answer {
     Answer { text, json: Value::Object(json), good: true }
 }
 
-fn removed(collected: &Collected, dry_run: bool, limits: &Limits) -> Answer {
+fn removed(collected: &Collected, dry_run: bool) -> Answer {
     let line = |one: &Removed| {
         format!(
             "{:<7} {:>9}  {:<20}  {} ({})\n",
@@ -300,8 +299,7 @@ fn removed(collected: &Collected, dry_run: bool, limits: &Limits) -> Answer {
         "inUse": collected.in_use,
         "dryRun": dry_run,
     });
-    let within = limits.max_size.is_none_or(|max| collected.size <= max) || collected.in_use > 0;
-    Answer { text, json, good: within || dry_run }
+    Answer { text, json, good: true }
 }
 
 /// RFC 3339, whole seconds, UTC.

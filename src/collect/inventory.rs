@@ -154,7 +154,7 @@ impl Inventory {
             let of_kind = contents.iter().filter(|content| content.kind == kind);
             of_kind.map(|content| content.bytes).sum()
         };
-        let size = |part: &str| tree_size(&cache.join(part));
+        let size = |part: &str| size_within(&cache.join(part));
         let usage = Usage {
             records: size("records") + size("spool"),
             index: size("index"),
@@ -245,13 +245,18 @@ fn disk_bytes(metadata: &Metadata) -> u64 {
     metadata.blocks() * 512
 }
 
+/// Bytes on disk of what is in a directory.
+pub(super) fn size_within(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| tree_size(&entry.path())).sum()
+}
+
 /// Bytes on disk of a tree, links not followed, what can't be read not counted.
-pub(super) fn tree_size(path: &Path) -> u64 {
+fn tree_size(path: &Path) -> u64 {
     let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
     let mut size = disk_bytes(&metadata);
     if metadata.is_dir() {
-        let entries = fs::read_dir(path).into_iter().flatten().flatten();
-        size += entries.map(|entry| tree_size(&entry.path())).sum::<u64>();
+        size += size_within(path);
     }
     size
 }

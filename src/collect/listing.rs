@@ -137,6 +137,6 @@ pub fn usage(cache: &Cache) -> Result<Usage, Error> {
     references.mark(cache.directory(), &mut contents);
     let garbage = choose::choose(&contents, inventory.other, &Limits::default(), now);
     let garbage: u64 = garbage.iter().map(|chosen| contents[chosen.at].bytes).sum();
-    let trash = super::inventory::tree_size(&cache.directory().join("trash"));
+    let trash = super::inventory::size_within(&cache.directory().join("trash"));
     Ok(Usage { reclaimable: garbage + trash, ..inventory.usage })
 }
