@@ -96,10 +96,6 @@ impl Store {
     /// When the directory is another program's, or cannot be written.
     pub fn open(directory: &Path) -> Result<Self, Error> {
         yadokari_cache::prepare(directory, Access::ReadWrite)?;
-        for part in ["blobs/sha256", "layers/sha256", "mounts"] {
-            let path = directory.join(part);
-            fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
-        }
         Ok(Self::at(directory, Access::ReadWrite))
     }
 

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::aside::set_aside;
 use crate::error::{Error, Notice};
@@ -17,6 +17,9 @@ const VERSION_PREFIX: &str = "yadokari cache ";
 
 /// What every cache has from its first use on.
 const PARTS: [&str; 7] = ["spool", "records", "contexts", "leases", "running", "tmp", "trash"];
+
+/// Where whoever keeps contents beside the records puts them.
+const CONTENTS: [&str; 3] = ["blobs/sha256", "layers/sha256", "mounts"];
 
 /// What a process may do to a cache directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +72,17 @@ pub fn prepare(cache: &Path, access: Access) -> Result<Option<Notice>, Error> {
     if access == Access::ReadOnly {
         return Ok(notice);
     }
-    for part in PARTS {
+    for part in PARTS.iter().chain(&CONTENTS) {
         let path = cache.join(part);
         fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
     }
     if found.is_none() {
+        // VERSION says that every part is there, also after a loss of power; with it
+        // the cache directory itself is synced.
+        let parents = CONTENTS.iter().filter_map(|part| Path::new(part).parent());
+        for directory in parents.map(|parent| cache.join(parent)).chain(cache_parent(cache)) {
+            sync_directory(&directory).map_err(Error::io("sync", &directory))?;
+        }
         let text = format!("{VERSION_PREFIX}{FORMAT}\n");
         write_whole(&cache.join("tmp"), &version, text.as_bytes(), Sync::Durable)?;
     }
@@ -83,6 +92,13 @@ pub fn prepare(cache: &Path, access: Access) -> Result<Option<Notice>, Error> {
     rustix::fs::access(&spool, rustix::fs::Access::WRITE_OK)
         .map_err(|errno| Error::io("write into", &spool)(errno.into()))?;
     Ok(notice)
+}
+
+/// The directory that names the cache directory, if it may be read.
+fn cache_parent(cache: &Path) -> Option<PathBuf> {
+    let parent = cache.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    File::open(parent).is_ok().then(|| parent.to_owned())
 }
 
 /// Whether a file must survive a loss of power, or merely be whole or absent
