@@ -11,6 +11,7 @@ pub mod base;
 mod cache_dir;
 mod client;
 mod error;
+pub mod explain;
 pub mod inputs;
 pub mod key;
 pub mod layers;
@@ -18,6 +19,8 @@ mod mounts;
 mod outputs;
 pub mod progress;
 mod publish;
+mod remote;
+pub mod report;
 pub mod request;
 mod shared;
 pub mod slot;
@@ -35,10 +38,10 @@ pub use error::chain;
 pub use progress::Observer;
 pub use progress::Progress;
 pub use publish::Pushed;
+pub use report::StepReport;
 pub use request::Request;
 
 use crate::context::Context;
-use crate::context::Location;
 use crate::dockerfile;
 use crate::dockerfile::Dockerfile;
 use crate::ignore::Matcher;
@@ -63,11 +66,13 @@ use cache_dir::CacheDir;
 use client::LazyClient;
 use layers::Workshop;
 use publish::Uploads;
+use remote::Remotes;
+use remote::Watch;
 use shared::Shared;
 use stage::Finished;
 
 /// What a build made.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone)]
 pub struct Report {
     /// Digest of the manifest.
     pub manifest: Digest,
@@ -77,6 +82,8 @@ pub struct Report {
     pub pushed: Vec<Pushed>,
     /// Steps of the target stage that ran.
     pub misses: u32,
+    /// Every step that makes a layer, by number.
+    pub steps: Vec<StepReport>,
 }
 
 /// Who takes part in a build besides its request.
@@ -105,8 +112,9 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
 
 fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     let (cache, store) = (&cache_dir.cache, &cache_dir.store);
-    let location = Location::parse(&request.context)?;
-    let mut context = Context::open(&location, &store.scratch()?)?;
+    let remotes = Remotes::new(request, Arc::clone(store), Arc::clone(cache));
+    let watch = Watch { observer: crew.observer, interrupted: crew.interrupted };
+    let mut context = remotes.context(&request.context, watch)?;
     if let Some(below) = &request.context_sub_path {
         context = context.below(&RootPath::clamped(below.as_bytes()).unwrap_or_default())?;
     }
@@ -130,6 +138,10 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
     };
     let uploads = (request.push && !request.destinations.is_empty())
         .then(|| Uploads::new(&bases, request.destinations.clone(), request.check_push));
+    for name in request.unknown_in_filter(&plan) {
+        crew.observer
+            .observe(Progress::Warning(format!("--no-cache-filter: no stage is called {name}")));
+    }
     let shared = Shared::new(
         request,
         &dockerfile,
@@ -138,6 +150,7 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
         ignore,
         &workshop,
         &bases,
+        &remotes,
         uploads.as_ref(),
         crew,
     );
@@ -148,13 +161,15 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
         let image = assemble(request, &plan, &finished, clamp)?;
         Ok((finished, image))
     });
-    let (finished, image) = image?;
+    let (finished, image) = image.map_err(|error| error.at_layer(&dockerfile))?;
     let pushed = match &uploads {
         Some(uploads) => uploads.publish(&image, finished.base.as_deref(), finished.misses > 0)?,
         None => Vec::new(),
     };
-    outputs::write(request, &image, finished.base.as_deref(), &bases)?;
+    let steps = shared.reports();
+    outputs::write(request, &image, finished.base.as_deref(), &bases, &steps)?;
     Ok(Report {
+        steps,
         manifest: image.manifest.digest,
         config: image.config.digest,
         pushed,
@@ -187,6 +202,8 @@ fn plan_stages(
         target: request.target.clone(),
         platform: request.platform.clone(),
         build_platform: request.build_platform.clone(),
+        contexts: request.contexts.clone(),
+        network: request.network,
     };
     let mut plan = plan::plan(dockerfile, &options)?;
     for warning in &plan.warnings {

@@ -216,7 +216,9 @@ fn overwrite(path: &Path) {
     fs::write(path, "<html>captive portal</html>").expect("a file");
 }
 
-const DAMAGES: [(&str, fn(&Path)); 3] = [("flip", flip), ("halve", halve), ("foreign", overwrite)];
+type Damage = (&'static str, fn(&Path));
+
+const DAMAGES: [Damage; 3] = [("flip", flip), ("halve", halve), ("foreign", overwrite)];
 
 // Damage.
 

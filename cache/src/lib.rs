@@ -15,6 +15,7 @@
 //! records/lock       held (flock) by whoever folds
 //! index/             RocksDB: a view of the log, always derivable from it
 //! contexts/          remembered digests of build contexts ([`contexts`])
+//! places/            what was built last at a place, to explain a miss ([`places`])
 //! leases/, tmp/      who is alive, and what each has in flight ([`lease`])
 //! running/           steps being built, a locked file each ([`running`])
 //! aside/             damaged files, out of everybody's way
@@ -62,6 +63,7 @@ mod frame;
 mod index;
 pub mod key;
 pub mod lease;
+pub mod places;
 pub mod record;
 pub mod running;
 mod spool;
@@ -71,11 +73,12 @@ mod tree;
 
 pub use aside::set_aside;
 pub use cache::{Bucket, Cache, Fold, Folded, RecordName};
-pub use contexts::{ContextDigests, ContextRoot, Fingerprint};
+pub use contexts::{ContextDigests, ContextRoot, Fingerprint, Remembered};
 pub use directory::{Access, FORMAT, prepare};
 pub use error::{Error, Notice};
 pub use key::{Key, KeyHasher};
 pub use lease::{Collector, Lease};
+pub use places::Places;
 pub use record::{Record, StepRecord};
 pub use running::Turn;
 pub use survey::{Compacted, Seen};

@@ -3,13 +3,23 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use super::Error;
 use crate::collect::Limits;
 use crate::image::Format;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
+use crate::plan::Plan;
+use crate::plan::Stage;
+use crate::plan::named::Contexts;
+use crate::plan::step::Action;
+use crate::plan::step::Network;
 use crate::registry;
 use crate::snapshot::Mode as WalkMode;
+use crate::step::run::Conditions;
+
+/// Largest secret that is accepted, in bytes, as BuildKit's.
+const SECRET_LIMIT: u64 = 500 << 10;
 
 /// Where a secret's value comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,6 +37,103 @@ pub struct Secret {
     pub id: String,
     /// Where its value is.
     pub source: SecretSource,
+}
+
+impl Secret {
+    /// Its value.
+    ///
+    /// # Errors
+    /// [`Error::Secret`] when its file or variable can't be read, or it is too large.
+    pub fn read(&self) -> Result<Vec<u8>, Error> {
+        let failed = |reason: String| Error::Secret { id: self.id.clone(), reason };
+        match &self.source {
+            SecretSource::File(path) => {
+                let unreadable = |error| failed(format!("{}: {error}", path.display()));
+                let length = path.metadata().map_err(unreadable)?.len();
+                if length > SECRET_LIMIT {
+                    return Err(failed(format!("it is larger than {SECRET_LIMIT} bytes")));
+                }
+                std::fs::read(path).map_err(unreadable)
+            }
+            SecretSource::Environment(name) => {
+                use std::os::unix::ffi::OsStringExt;
+                let value = std::env::var_os(name)
+                    .ok_or_else(|| failed(format!("the variable {name} is not set")))?;
+                Ok(value.into_vec())
+            }
+        }
+    }
+}
+
+/// A text that `Debug` doesn't show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hidden(String);
+
+impl Hidden {
+    /// Hides `text`.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hidden")
+    }
+}
+
+/// How a context in a git repository is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GitOptions {
+    /// `--git branch=`: used where the context names no reference.
+    pub branch: Option<String>,
+    /// `--git recurse-submodules=`.
+    pub recurse_submodules: bool,
+    /// `--git insecure-skip-tls=`.
+    pub insecure_skip_tls: bool,
+    /// What `git://` in `--context` means: `GIT_PULL_METHOD`, else `https`.
+    pub pull_method: String,
+    /// User and password, of `GIT_USERNAME` and `GIT_PASSWORD` or of `GIT_TOKEN`.
+    pub credential: Option<(String, Hidden)>,
+    /// Whether `.git` stays in the context (`BUILDKIT_CONTEXT_KEEP_GIT_DIR`).
+    pub keep_git_dir: bool,
+}
+
+/// What `--build-context` gives a name to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamedFiles {
+    /// The name, in one spelling ([`crate::plan::named::normal`]).
+    pub name: String,
+    /// Where the files are, as `--context` would say it.
+    pub place: String,
+}
+
+/// What `--ssh` gives to a RUN.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ssh {
+    /// Name that `RUN --mount=type=ssh,id=` uses.
+    pub id: String,
+    /// What stands behind it.
+    pub source: SshSource,
+}
+
+/// What stands behind an `--ssh`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SshSource {
+    /// An agent's socket, or with `raw` any socket.
+    Socket {
+        /// Where it is.
+        path: PathBuf,
+        /// Whether bytes pass without being looked at.
+        raw: bool,
+    },
+    /// Files with private keys.
+    Keys(Vec<PathBuf>),
 }
 
 /// How changes of a RUN are found.
@@ -67,6 +174,10 @@ pub struct Request {
     pub cache_copy: bool,
     /// Whether layers of RUN and WORKDIR are looked up.
     pub cache_run: bool,
+    /// `--no-cache`.
+    pub no_cache: bool,
+    /// `--no-cache-filter`: stages whose steps are not looked up, in small letters.
+    pub no_cache_filter: Vec<String>,
     /// The cache directory.
     pub cache_dir: PathBuf,
     /// `--cache-max-size` and `--cache-ttl`.
@@ -83,6 +194,8 @@ pub struct Request {
     pub name_digest_file: Option<PathBuf>,
     /// `--image-name-tag-with-digest-file`.
     pub name_tag_digest_file: Option<PathBuf>,
+    /// `--metadata-file`.
+    pub metadata_file: Option<PathBuf>,
     /// `--image-format`; `None`: OCI.
     pub format: Option<Format>,
     /// `--compression` and `--compression-level`.
@@ -91,6 +204,18 @@ pub struct Request {
     pub source_date_epoch: Option<i64>,
     /// `--secret`s.
     pub secrets: Vec<Secret>,
+    /// `--ssh`s.
+    pub ssh: Vec<Ssh>,
+    /// How contexts in git repositories are reached.
+    pub git: GitOptions,
+    /// `--build-context`s that are images, and the names of the others.
+    pub contexts: Contexts,
+    /// `--build-context`s that are files.
+    pub named_files: Vec<NamedFiles>,
+    /// `--network`.
+    pub network: Network,
+    /// `--add-host`, `--shm-size`, `--ulimit`.
+    pub conditions: Conditions,
     /// How registries are reached.
     pub registry: registry::Options,
     /// Where credentials are.
@@ -99,4 +224,36 @@ pub struct Request {
     pub check_push: bool,
     /// Threads for compressing and hashing.
     pub threads: NonZeroUsize,
+}
+
+impl Request {
+    /// The flag that keeps a step of `stage` from being looked up, if one does.
+    pub fn forced(&self, stage: &Stage, action: &Action) -> Option<&'static str> {
+        let is_copy = matches!(action, Action::Copy(_));
+        let is_filtered = || self.no_cache_filter.iter().any(|name| is_called(stage, name));
+        if self.no_cache {
+            Some("--no-cache")
+        } else if !self.cache {
+            Some("--cache=false")
+        } else if is_filtered() {
+            Some("--no-cache-filter")
+        } else if is_copy && !self.cache_copy {
+            Some("--cache-copy-layers=false")
+        } else if !is_copy && !self.cache_run {
+            Some("--cache-run-layers=false")
+        } else {
+            None
+        }
+    }
+
+    /// Names of `--no-cache-filter` that no stage has.
+    pub fn unknown_in_filter(&self, plan: &Plan) -> Vec<&str> {
+        let has = |name: &String| plan.stages.iter().any(|stage| is_called(stage, name));
+        self.no_cache_filter.iter().filter(|name| !has(name)).map(String::as_str).collect()
+    }
+}
+
+/// Whether `name` means `stage`: its name, or its number from 0.
+fn is_called(stage: &Stage, name: &str) -> bool {
+    stage.name.as_deref() == Some(name) || name == stage.index.to_string()
 }

@@ -30,7 +30,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// What came of waiting.
 pub(super) enum Turned {
     /// Another build made the layer.
-    Hit(LayerFacts),
+    Hit(Box<LayerFacts>),
     /// It is to be built here, with the right to be the only one or, after too long
     /// a time, without.
     Build(Option<Turn>),
@@ -53,7 +53,7 @@ pub(super) fn wait(
         match cache.take_turn(&keys.definition) {
             Ok(Some(turn)) => {
                 return Ok(match look_up()? {
-                    Some(facts) => Turned::Hit(facts),
+                    Some(facts) => Turned::Hit(Box::new(facts)),
                     None => Turned::Build(Some(turn)),
                 });
             }
@@ -72,7 +72,7 @@ pub(super) fn wait(
         });
         if Instant::now() >= until {
             return Ok(match look_up()? {
-                Some(facts) => Turned::Hit(facts),
+                Some(facts) => Turned::Hit(Box::new(facts)),
                 None => Turned::Build(None),
             });
         }

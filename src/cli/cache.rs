@@ -17,6 +17,9 @@ use yadokari_cache::Cache;
 
 use super::cache_limits;
 use super::cache_limits::human;
+use super::cache_mount;
+use super::cache_mount::ExportMount;
+use super::cache_mount::ImportMount;
 use super::request;
 use super::request::FlagError;
 use crate::collect;
@@ -65,6 +68,10 @@ pub enum CacheCommand {
     },
     /// Check everything against its digest; fails if something was damaged
     Verify,
+    /// Write a RUN --mount=type=cache directory as a tar
+    ExportMount(ExportMount),
+    /// Make a RUN --mount=type=cache directory out of a tar, instead of what is there
+    ImportMount(ImportMount),
     /// Remove everything; refuses while builds are running
     Clear {
         /// Wait so long for running builds to end, e.g. 10m
@@ -98,6 +105,8 @@ enum Error {
     Store(#[from] crate::store::Error),
     #[error(transparent)]
     Cache(#[from] yadokari_cache::Error),
+    #[error(transparent)]
+    Mount(#[from] cache_mount::Error),
 }
 
 /// What is printed, and whether it is good news.
@@ -105,6 +114,13 @@ struct Answer {
     text: String,
     json: Value,
     good: bool,
+}
+
+impl Answer {
+    /// Nothing is to be said.
+    fn silent() -> Self {
+        Self { text: String::new(), json: Value::Null, good: true }
+    }
 }
 
 /// Runs `yadokari cache …`.
@@ -115,7 +131,8 @@ pub(super) fn run(
     let directory = request::cache_dir(arguments.cache_dir.as_deref(), variable);
     match answer(&arguments.command, &directory) {
         Ok(answer) => {
-            let text = if arguments.json { format!("{}\n", answer.json) } else { answer.text };
+            let json = arguments.json && !answer.json.is_null();
+            let text = if json { format!("{}\n", answer.json) } else { answer.text };
             super::print(&text);
             if answer.good { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) }
         }
@@ -154,6 +171,14 @@ fn answer(command: &CacheCommand, directory: &Path) -> Result<Answer, Error> {
             Ok(removed(&collected, false))
         }
         CacheCommand::Verify => verify(directory),
+        CacheCommand::ExportMount(mount) => {
+            cache_mount::export(mount, directory)?;
+            Ok(Answer::silent())
+        }
+        CacheCommand::ImportMount(mount) => {
+            cache_mount::import(mount, directory)?;
+            Ok(Answer::silent())
+        }
         CacheCommand::Clear { wait } => {
             let wait = cache_limits::time(wait)
                 .map_err(|reason| FlagError::new("--wait", wait, &reason))?;

@@ -28,7 +28,7 @@ pub struct Yadokari {
 pub enum Command {
     /// Build an image from a Dockerfile and push it
     Build(Box<Build>),
-    /// Show, check and shrink the cache
+    /// Look after the cache: show, check, shrink it, move its mounts
     Cache(CacheArguments),
     /// Print the version
     Version,
@@ -99,7 +99,9 @@ pub enum Snapshot {
 /// Flags of a build.
 #[derive(Debug, Args)]
 pub struct Build {
-    /// Directory, dir://PATH, tar://FILE.tar.gz, or tar://stdin (also `-`)
+    /// Directory, dir://PATH, tar://FILE.tar.gz, tar://stdin (also `-`), a git repository
+    /// (git://HOST/REPO#REF, https://HOST/REPO.git#REF:DIR, git@HOST:REPO), or the URL of an
+    /// archive
     #[arg(short, long, default_value = "/workspace/")]
     pub context: String,
     /// Directory inside the context to build from
@@ -126,6 +128,30 @@ pub struct Build {
     /// id=NAME[,src=FILE|,env=VARIABLE]; may be repeated
     #[arg(long, value_name = "SECRET")]
     pub secret: Vec<String>,
+    /// KEY=VALUE: branch, single-branch, depth, recurse-submodules or insecure-skip-tls of a
+    /// context in a git repository; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub git: Vec<String>,
+    /// NAME=PLACE: what NAME means in FROM, --from and from=; a place is a directory, a git
+    /// repository, the URL of an archive, docker-image://IMAGE or oci-layout://DIR[:TAG]; may
+    /// be repeated
+    #[arg(long, value_name = "NAME=PLACE")]
+    pub build_context: Vec<String>,
+    /// default, ID=SOCKET or ID=KEY[,KEY]: agent for RUN --mount=type=ssh; may be repeated
+    #[arg(long, value_name = "SSH")]
+    pub ssh: Vec<String>,
+    /// NAME:ADDRESS in /etc/hosts of RUN; the address may be host-gateway; may be repeated
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub add_host: Vec<String>,
+    /// Size of /dev/shm of RUN [default: 64m]
+    #[arg(long, value_name = "BYTES")]
+    pub shm_size: Option<String>,
+    /// NAME=SOFT[:HARD]: limit of processes of RUN; may be repeated
+    #[arg(long, value_name = "LIMIT")]
+    pub ulimit: Vec<String>,
+    /// Network of every RUN without --network
+    #[arg(long, value_enum, default_value = "default")]
+    pub network: NetworkKind,
     /// Platform to build for: os/arch[/variant] [default: this machine's]
     #[arg(long, alias = "customPlatform", visible_alias = "platform", value_name = "PLATFORM")]
     pub custom_platform: Option<String>,
@@ -147,6 +173,15 @@ pub struct Build {
     /// Also skip RUN and WORKDIR
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub cache_run_layers: bool,
+    /// Run every step, whatever the cache holds
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub no_cache: bool,
+    /// Run every step of these stages, comma-separated; may be repeated
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub no_cache_filter: Vec<String>,
+    /// Tell why steps are not taken from the cache
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub explain: bool,
     /// How changes of a RUN are found
     #[arg(long, alias = "snapshotMode", value_enum, default_value = "log")]
     pub snapshot_mode: Snapshot,
@@ -168,6 +203,9 @@ pub struct Build {
     /// Write repository:tag@digest of each destination to a file
     #[arg(long, value_name = "FILE")]
     pub image_name_tag_with_digest_file: Option<PathBuf>,
+    /// Write digests, names and what became of each step to a JSON file
+    #[arg(long, value_name = "FILE")]
+    pub metadata_file: Option<PathBuf>,
     /// Media types of the image [default: oci]
     #[arg(long, value_enum)]
     pub image_format: Option<ImageFormat>,
@@ -265,6 +303,17 @@ pub enum RootKind {
     Overlay,
 }
 
+/// `--network`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum NetworkKind {
+    /// The builder's own.
+    Default,
+    /// Loopback alone.
+    None,
+    /// The builder's own, asked for by name.
+    Host,
+}
+
 /// `--image-format`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum ImageFormat {
@@ -291,7 +340,6 @@ pub const MISSING: &[&str] = &[
     "credential-helpers",
     "dryrun",
     "force-build-metadata",
-    "git",
     "ignore-path",
     "ignore-var-run",
     "image-fs-extract-retry",
@@ -349,7 +397,7 @@ mod tests {
             );
         }
         assert_eq!(missing_flag(["--context", "x", "--cache-repo=y"]), Some("cache-repo"));
-        assert_eq!(missing_flag(["--", "--git"]), None);
+        assert_eq!(missing_flag(["--", "--cache-repo"]), None);
     }
 
     #[test]

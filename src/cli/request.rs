@@ -8,6 +8,7 @@ use super::cache_limits;
 use super::flags::Build;
 use super::flags::CompressionKind;
 use super::flags::ImageFormat;
+use super::flags::NetworkKind;
 use super::flags::Snapshot;
 use crate::build::Request;
 use crate::build::request::Secret;
@@ -17,8 +18,11 @@ use crate::image::Format;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
+use crate::plan::step::Network;
 use crate::registry;
 use crate::snapshot::Mode as WalkMode;
+
+mod places;
 
 /// A flag that can't be used as it is.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +99,7 @@ pub(super) fn resolve(
             "--tar-path is Docker's format: it can't be used with --image-format=oci",
         ));
     }
+    let (contexts, named_files) = places::contexts(&flags.build_context)?;
     let build_platform = Platform::host();
     let platform = match &flags.custom_platform {
         Some(text) => {
@@ -121,6 +126,8 @@ pub(super) fn resolve(
         cache: flags.cache,
         cache_copy: flags.cache_copy_layers,
         cache_run: flags.cache_run_layers,
+        no_cache: flags.no_cache,
+        no_cache_filter: flags.no_cache_filter.iter().map(|name| name.to_lowercase()).collect(),
         cache_dir: cache_dir(flags.cache_dir.as_deref(), variable),
         cache_limits: cache_limits::limits(flags.cache_max_size.as_deref(), &flags.cache_ttl)?,
         snapshot: match flags.snapshot_mode {
@@ -132,12 +139,23 @@ pub(super) fn resolve(
         oci_layout: flags.oci_layout_path.clone(),
         tar: flags.tar_path.clone(),
         digest_file: flags.digest_file.clone(),
+        metadata_file: flags.metadata_file.clone(),
         name_digest_file: flags.image_name_with_digest_file.clone(),
         name_tag_digest_file: flags.image_name_tag_with_digest_file.clone(),
         format: format.or(flags.tar_path.is_some().then_some(Format::Docker)),
         compression: compression(flags)?,
         source_date_epoch: epoch(variable)?,
         secrets: secrets(&flags.secret, variable)?,
+        ssh: places::ssh(&flags.ssh, variable)?,
+        git: places::git(&flags.git, &flags.build_arg, variable)?,
+        contexts,
+        named_files,
+        network: match flags.network {
+            NetworkKind::Default => Network::Default,
+            NetworkKind::None => Network::None,
+            NetworkKind::Host => Network::Host,
+        },
+        conditions: places::conditions(flags)?,
         registry: registry_options(flags, variable)?,
         credentials: registry::Environment::read(|name| variable(name).map(Into::into)),
         check_push: !flags.skip_push_permission_check,

@@ -171,6 +171,9 @@ impl Inventory {
     }
 }
 
+/// A file in `places/` that stays: see `yadokari_cache::places`.
+const MASK_KEY: &str = "mask.key";
+
 struct Found {
     name: String,
     path: PathBuf,
@@ -189,6 +192,10 @@ fn entries(directory: &Path) -> Result<Vec<Found>, Error> {
         let entry = entry.map_err(failed)?;
         // Not a name of ours, and no lease could hold it.
         let Ok(name) = entry.file_name().into_string() else { continue };
+        // Without it no former build can be compared.
+        if name == MASK_KEY {
+            continue;
+        }
         match entry.metadata() {
             Ok(metadata) => found.push(Found { name, path: entry.path(), metadata }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

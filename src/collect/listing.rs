@@ -19,6 +19,7 @@ use super::inventory::Kind;
 use super::inventory::Usage;
 use super::references::References;
 use super::seconds;
+use crate::store::mounts::MountId;
 
 /// What an entry is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -109,7 +110,7 @@ pub fn list(cache: &Cache, all: bool) -> Result<Vec<Entry>, Error> {
             Some(Id::Blob(digest) | Id::Layer(digest)) => sha256(&digest),
             None => content.name.clone(),
         },
-        title: None,
+        title: mount_id(cache, content),
         bytes: content.bytes,
         used: content.used,
         created: None,
@@ -119,6 +120,15 @@ pub fn list(cache: &Cache, all: bool) -> Result<Vec<Entry>, Error> {
     }));
     entries.sort_by(|one, other| (one.used, &one.name).cmp(&(other.used, &other.name)));
     Ok(entries)
+}
+
+/// What a Dockerfile calls a cache mount.
+fn mount_id(cache: &Cache, content: &Content) -> Option<String> {
+    if content.kind != Kind::Mount {
+        return None;
+    }
+    let bytes = std::fs::read(cache.directory().join(&content.name).join("id")).ok()?;
+    Some(serde_json::from_slice::<MountId>(&bytes).ok()?.id)
 }
 
 fn sha256(digest: &[u8; 32]) -> String {

@@ -14,6 +14,7 @@ use yadokari_cache::Seen;
 use yadokari_cache::StepRecord;
 use yadokari_cache::record::CompressedRecord;
 use yadokari_cache::record::ImageRecord;
+use yadokari_cache::record::RemoteRecord;
 
 use super::Error;
 use super::choose::Chosen;
@@ -159,6 +160,12 @@ fn sense(seen: &Seen<'_>, ttl: Option<u64>, now: i64, images: &mut HashSet<Id>) 
     if of(Bucket::Compressed) {
         return match CompressedRecord::decode(seen.value) {
             Ok(record) => Sense::Names(vec![Id::Blob(record.blob.digest)]),
+            Err(_) => Sense::Dead,
+        };
+    }
+    if of(Bucket::Remotes) {
+        return match RemoteRecord::decode(seen.value) {
+            Ok(record) => Sense::Names(vec![Id::Blob(record.digest)]),
             Err(_) => Sense::Dead,
         };
     }
