@@ -9,6 +9,7 @@
 
 mod ahead;
 pub mod base;
+mod cache_dir;
 mod client;
 mod error;
 pub mod explain;
@@ -29,6 +30,7 @@ pub mod shared_cache;
 pub mod slot;
 pub mod stage;
 mod tail;
+mod turn;
 mod warm;
 
 use std::collections::BTreeMap;
@@ -36,9 +38,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use yadokari_cache::Access;
 use yadokari_cache::Cache;
-use yadokari_cache::Fold;
 
 pub use error::Error;
 pub use error::chain;
@@ -74,6 +74,7 @@ use crate::store::Store;
 
 use base::Base;
 use base::Bases;
+use cache_dir::CacheDir;
 use client::LazyClient;
 use layers::Workshop;
 use publish::Uploads;
@@ -118,9 +119,16 @@ pub struct Crew<'a> {
 /// # Errors
 /// The first thing that failed. Everything finished before stays in the cache.
 pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
-    let cache = Arc::new(Cache::open(&request.cache_dir, Access::ReadWrite)?);
-    let store = Arc::new(Store::open(&request.cache_dir)?.with_lease(cache.lease()?));
-    let remotes = Remotes::new(request, Arc::clone(&store), Arc::clone(&cache));
+    let cache_dir = CacheDir::open(request, crew.observer)?;
+    let built = build_in(&cache_dir, request, crew);
+    // Whatever finished is kept, also when something else failed.
+    cache_dir.finish(request, crew.observer);
+    built
+}
+
+fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
+    let (cache, store) = (&cache_dir.cache, &cache_dir.store);
+    let remotes = Remotes::new(request, Arc::clone(store), Arc::clone(cache));
     let watch = Watch { observer: crew.observer, interrupted: crew.interrupted };
     let mut context = remotes.context(&request.context, watch)?;
     if let Some(below) = &request.context_sub_path {
@@ -132,7 +140,7 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
         crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
     }
     let client = LazyClient::new(request.registry.clone(), request.credentials.clone());
-    let bases = Bases::new(Arc::new(client), Arc::clone(&store));
+    let bases = Bases::new(Arc::new(client), Arc::clone(store));
     let plan = plan_stages(request, &dockerfile, &bases, crew)?;
     let clamp = request.source_date_epoch.or(plan.source_date_epoch);
     for name in request.unknown_in_filter(&plan) {
@@ -148,8 +156,8 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
         plan: &plan,
         bases: &bases,
         remotes: &remotes,
-        store: &store,
-        cache: &cache,
+        store,
+        cache,
         clamp,
     };
     let repo = ready.repo();
@@ -211,6 +219,7 @@ impl Ready<'_> {
             media_type: layer_media_type(self.request.compression).to_owned(),
             clamp: self.clamp,
             threads: self.request.threads,
+            ttl: self.request.cache_limits.ttl_seconds(),
         }
     }
 
@@ -255,7 +264,7 @@ impl Ready<'_> {
 
     /// Builds and delivers, with the help of `repo`.
     fn attempt(&self, repo: Option<&Arc<SharedCache>>) -> Result<Report, Error> {
-        let Self { request, crew, dockerfile, plan, bases, cache, clamp, .. } = *self;
+        let Self { request, crew, dockerfile, plan, bases, clamp, .. } = *self;
         let workshop = self.workshop(repo);
         let uploads = (request.push && !request.destinations.is_empty()).then(|| {
             Uploads::new(bases, request.destinations.clone(), request.check_push, crew.observer)
@@ -268,13 +277,6 @@ impl Ready<'_> {
             let image = assemble(request, plan, &finished, clamp)?;
             Ok((finished, image))
         });
-        // Whatever finished is kept, also when something else failed.
-        if let Err(error) = cache.fold(Fold::IfWorthwhile) {
-            crew.observer.observe(Progress::Warning(format!("the cache index is behind: {error}")));
-        }
-        for notice in cache.take_notices() {
-            crew.observer.observe(Progress::Warning(notice.to_string()));
-        }
         let (finished, image) = image.map_err(|error| error.at_layer(dockerfile))?;
         let pushed = match &uploads {
             Some(uploads) => uploads.publish(

@@ -4,6 +4,8 @@
 //! that prints. The same binary is `yadokari` and, by the name it is called,
 //! kaniko's `executor` or `warmer`.
 
+pub mod cache;
+mod cache_limits;
 pub mod cache_mount;
 pub mod flags;
 mod interrupt;
@@ -31,8 +33,6 @@ use crate::sandbox;
 use crate::sandbox::Cancel;
 use crate::sandbox::Namespaces;
 use flags::Build;
-use flags::CacheArguments;
-use flags::CacheCommand;
 use flags::Command;
 use flags::Executor;
 use flags::ExecutorCommand;
@@ -74,28 +74,12 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Build(flags)) => run_build(&flags),
-        Ok(Command::Cache(arguments)) => run_cache(&arguments),
+        Ok(Command::Cache(arguments)) => cache::run(&arguments, &|name| std::env::var(name).ok()),
         Ok(Command::Warm(flags)) => warm::run(&flags),
         Err(error) => {
             // Help and version are no errors and go to standard output.
             let _ = error.print();
             ExitCode::from(if error.use_stderr() { FAILURE } else { 0 })
-        }
-    }
-}
-
-fn run_cache(arguments: &CacheArguments) -> ExitCode {
-    let variable = |name: &str| std::env::var(name).ok();
-    let directory = request::cache_dir(arguments.cache_dir.as_deref(), &variable);
-    let done = match &arguments.command {
-        CacheCommand::ExportMount(arguments) => cache_mount::export(arguments, &directory),
-        CacheCommand::ImportMount(arguments) => cache_mount::import(arguments, &directory),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln(&format!("error: {}", build::chain(&error)));
-            ExitCode::from(FAILURE)
         }
     }
 }
@@ -207,6 +191,12 @@ fn hint(cause: &build::Error) -> Option<String> {
         build::Error::Denied(error) => error.hint(),
         other => other.registry()?.hint(),
     }
+}
+
+/// To standard output; a reader that went away is no error.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
 fn eprintln(text: &str) {

@@ -10,7 +10,7 @@
 //! | --- | --- | --- |
 //! | 6, the door | [`cli`] | flags to request; prints; exit codes |
 //! | 5, the story | [`build`] | stages, the step loop, keys, layers on their way, pushing |
-//! | 4, arrangements | [`step`], [`rootfs`] | what an instruction does to a root; a root |
+//! | 4, arrangements | [`step`], [`rootfs`], [`collect`] | what an instruction does to a root; a root; the cache kept within bounds |
 //! | 3, hands | [`agent`], [`context`], [`fetch`], [`layout`], [`overlay`], [`registry`], [`sandbox`], [`store`], and below them [`root_dir`] | one thing of the outside world each |
 //! | 2, thought and streams | [`plan`], [`image`], [`layer`], [`snapshot`] | pure, or generic over readers, writers and trees |
 //! | 1, language | [`address`], [`dockerfile`], [`ignore`] | text to values |
@@ -33,6 +33,7 @@ pub mod cli;
 // 5: the story
 pub mod build;
 // 4: arrangements
+pub mod collect;
 pub mod rootfs;
 pub mod step;
 // 3: hands

@@ -24,28 +24,39 @@
 //! or committed here is held first ([`yadokari_cache::Lease::hold`]) and looked
 //! for afterwards, so what was found stays as long as the store is open.
 //!
-//! The store verifies digests when contents are written and when small ones are
-//! read; large ones are read by length, and by whoever hashes them anyway.
+//! # Damage
+//!
+//! Digests are verified when contents are written and when small ones are read;
+//! large ones are hashed before their use if their *seal* is broken, as it is when
+//! anything wrote into them since (see `store/seal.rs`). What is damaged is set aside
+//! and told once ([`Store::take_notices`]); it is missing from then on, and whoever
+//! wanted it makes it anew.
 
 mod blob;
 mod error;
 mod map;
 pub mod mounts;
 mod partial;
+pub(crate) mod seal;
 
-use std::fs::{self, File};
+use std::collections::HashSet;
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use yadokari_cache::{Access, Lease};
+use yadokari_cache::{Access, Lease, Notice};
 
+use crate::layer::LayerIndex;
 use crate::oci::digest::{DiffId, Digest};
 
 pub use blob::{BlobWriter, LayerWriter};
 pub use error::Error;
 pub use map::Map;
 pub use partial::PartialBlob;
+
+use seal::Seal;
 
 /// Where a complete layer lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +84,11 @@ pub struct Store {
     access: Access,
     lease: Mutex<Option<Arc<Lease>>>,
     behind: Option<Box<Store>>,
+    /// Names of files without a seal that were found good and can't be sealed.
+    verified: Mutex<HashSet<String>>,
+    notices: Mutex<Vec<Notice>>,
+    /// Bytes of contents that this store added.
+    added: AtomicU64,
 }
 
 impl Store {
@@ -84,10 +100,6 @@ impl Store {
     /// When the directory is another program's, or cannot be written.
     pub fn open(directory: &Path) -> Result<Self, Error> {
         yadokari_cache::prepare(directory, Access::ReadWrite)?;
-        for part in ["blobs/sha256", "layers/sha256", "mounts"] {
-            let path = directory.join(part);
-            fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
-        }
         Ok(Self::at(directory, Access::ReadWrite))
     }
 
@@ -103,7 +115,15 @@ impl Store {
     }
 
     fn at(directory: &Path, access: Access) -> Self {
-        Self { directory: directory.to_owned(), access, lease: Mutex::new(None), behind: None }
+        Self {
+            directory: directory.to_owned(),
+            access,
+            lease: Mutex::new(None),
+            behind: None,
+            verified: Mutex::default(),
+            notices: Mutex::default(),
+            added: AtomicU64::new(0),
+        }
     }
 
     /// Uses a lease of the same directory instead of taking one.
@@ -122,6 +142,18 @@ impl Store {
     /// The cache directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Bytes of contents that were added through this store.
+    pub fn added(&self) -> u64 {
+        self.added.load(Ordering::Relaxed)
+    }
+
+    /// What was found damaged since the last call.
+    pub fn take_notices(&self) -> Vec<Notice> {
+        let mut notices = std::mem::take(&mut *lock(&self.notices));
+        notices.extend(self.behind.iter().flat_map(|behind| behind.take_notices()));
+        notices
     }
 
     // Blobs.
@@ -156,51 +188,51 @@ impl Store {
     fn blob_length(&self, digest: &Digest) -> Result<Option<u64>, Error> {
         let name = blob_name(digest);
         self.hold(&name)?;
-        length(&self.directory.join(name))
+        let path = self.directory.join(&name);
+        let Some(metadata) = stat(&path)? else { return Ok(None) };
+        let sound = self.is_sound(&name, digest.as_bytes(), &metadata)?;
+        Ok(sound.then_some(metadata.len()))
     }
 
-    /// Opens a blob for reading, unverified. `None` if it is not there.
+    /// Opens a blob for reading. `None` if it is not there, or was found damaged.
     ///
     /// # Errors
     ///
     /// When it is there and cannot be opened.
     pub fn open_blob(&self, digest: &Digest) -> Result<Option<File>, Error> {
-        let name = blob_name(digest);
-        self.hold(&name)?;
-        match open(&self.directory.join(name))? {
+        let there = self.blob_length(digest)?.is_some();
+        let own = if there { open(&self.directory.join(blob_name(digest)))? } else { None };
+        match own {
             Some(file) => Ok(Some(file)),
             None => self.behind.as_ref().map_or(Ok(None), |behind| behind.open_blob(digest)),
         }
     }
 
     /// Reads a blob of at most `limit` bytes and verifies its digest. `None` if it
-    /// is not there.
+    /// is not there, or was found damaged.
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if it has another digest: it is then gone, and a repeated
-    /// call says `None` (unless the store is read-only). [`Error::TooLarge`].
+    /// [`Error::TooLarge`], or what the disk says.
     pub fn read_small_blob(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, Error> {
         let name = blob_name(digest);
         self.hold(&name)?;
         let path = self.directory.join(name);
-        let Some(file) = open(&path)? else {
-            return match &self.behind {
-                Some(behind) => behind.read_small_blob(digest, limit),
-                None => Ok(None),
-            };
-        };
-        let size = file.metadata().map_err(Error::io("look at", &path))?.len();
-        if size > limit {
-            return Err(Error::TooLarge { path, size, limit });
+        if let Some(file) = open(&path)? {
+            let metadata = file.metadata().map_err(Error::io("look at", &path))?;
+            let size = metadata.len();
+            if size > limit {
+                return Err(Error::TooLarge { path, size, limit });
+            }
+            let mut bytes = Vec::new();
+            file.take(limit).read_to_end(&mut bytes).map_err(Error::io("read", &path))?;
+            if Digest::of(&bytes) == *digest {
+                self.note_use(&path, Seal::of(digest.as_bytes()), &metadata);
+                return Ok(Some(bytes));
+            }
+            self.set_aside(&[&path], "it has another digest than its name");
         }
-        let mut bytes = Vec::new();
-        file.take(limit).read_to_end(&mut bytes).map_err(Error::io("read", &path))?;
-        if Digest::of(&bytes) != *digest {
-            self.discard_blob(digest)?;
-            return Err(Error::Damaged { path });
-        }
-        Ok(Some(bytes))
+        self.behind.as_ref().map_or(Ok(None), |behind| behind.read_small_blob(digest, limit))
     }
 
     /// Begins a new blob.
@@ -273,8 +305,46 @@ impl Store {
         self.hold(&tar)?;
         let layer =
             StoredLayer { tar: self.directory.join(tar), index: self.directory.join(index) };
-        let complete = length(&layer.index)?.is_some() && length(&layer.tar)?.is_some();
-        Ok(complete.then_some(layer))
+        let Some((index, tar)) = stat(&layer.index)?.zip(stat(&layer.tar)?) else {
+            return Ok(None);
+        };
+        let (tar_name, index_name) = layer_names(diff_id);
+        let sound = self.is_sound(&tar_name, diff_id.as_bytes(), &tar)?
+            && self.is_index_sound(&index_name, diff_id, &index)?;
+        Ok(sound.then_some(layer))
+    }
+
+    /// Whether the index of a layer, whose tar is sound, is what was written.
+    fn is_index_sound(
+        &self,
+        name: &str,
+        diff_id: &DiffId,
+        metadata: &Metadata,
+    ) -> Result<bool, Error> {
+        let seal = Seal::of(diff_id.as_bytes());
+        if seal.is_on(metadata) || lock(&self.verified).contains(name) {
+            return Ok(true);
+        }
+        let sound = self.check_index(name)?;
+        if sound {
+            self.note_use(&self.directory.join(name), seal, metadata);
+            lock(&self.verified).insert(name.to_owned());
+        }
+        Ok(sound)
+    }
+
+    /// Whether a layer index is whole; a damaged one is set aside and told.
+    fn check_index(&self, name: &str) -> Result<bool, Error> {
+        let path = self.directory.join(name);
+        let Some(file) = open(&path)? else { return Ok(false) };
+        let bytes = Map::of(&file).map_err(Error::io("map", &path))?;
+        match LayerIndex::from_bytes(bytes).and_then(|index| index.verify()) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                self.set_aside(&[&path], &error.to_string());
+                Ok(false)
+            }
+        }
     }
 
     /// Opens a complete layer; `None` if it is not there.
@@ -342,10 +412,92 @@ impl Store {
         self.hold(&name)?;
         let path = self.directory.join(name);
         fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
+        seal::directory_used(&path);
         Ok(path)
     }
 
+    // Checks.
+
+    /// Hashes a blob whatever its seal says; a damaged one is set aside and told.
+    ///
+    /// # Errors
+    ///
+    /// When it is there and can't be read.
+    pub fn recheck_blob(&self, digest: &Digest) -> Result<(), Error> {
+        self.recheck(&blob_name(digest), digest.as_bytes()).map(drop)
+    }
+
+    /// Hashes a layer whatever its seal says and checks its index; a damaged one is
+    /// set aside and told.
+    ///
+    /// # Errors
+    ///
+    /// When it is there and can't be read.
+    pub fn recheck_layer(&self, diff_id: &DiffId) -> Result<(), Error> {
+        let (tar, index) = layer_names(diff_id);
+        if !self.recheck(&tar, diff_id.as_bytes())? {
+            return Ok(());
+        }
+        match stat(&self.directory.join(&index))? {
+            Some(_) => self.check_index(&index).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a file has the digest it should have, or isn't there.
+    fn recheck(&self, name: &str, digest: &[u8; 32]) -> Result<bool, Error> {
+        self.hold(name)?;
+        let path = self.directory.join(name);
+        let Some(mut file) = open(&path)? else { return Ok(true) };
+        let found = seal::digest(&mut file).map_err(Error::io("read", &path))?;
+        if found == *digest {
+            return Ok(true);
+        }
+        let index = path.with_extension("index");
+        let pair: &[&Path] = if name.ends_with(".tar") { &[&index, &path] } else { &[&path] };
+        self.set_aside(pair, "it has another digest than its name");
+        Ok(false)
+    }
+
     // Inside.
+
+    /// Whether the file of that name has the digest it should have. One that
+    /// hasn't is set aside. Notes that it is used.
+    fn is_sound(&self, name: &str, digest: &[u8; 32], metadata: &Metadata) -> Result<bool, Error> {
+        let seal = Seal::of(digest);
+        let path = self.directory.join(name);
+        if !seal.is_on(metadata) && !lock(&self.verified).contains(name) {
+            if !self.recheck(name, digest)? {
+                return Ok(false);
+            }
+            lock(&self.verified).insert(name.to_owned());
+        }
+        self.note_use(&path, seal, metadata);
+        Ok(true)
+    }
+
+    fn note_use(&self, path: &Path, seal: Seal, metadata: &Metadata) {
+        if self.access == Access::ReadWrite {
+            seal.used(path, metadata);
+        }
+    }
+
+    /// Moves a damaged file, with what depends on it before it, out of the way; the
+    /// last of them is told.
+    fn set_aside(&self, paths: &[&Path], reason: &str) {
+        if self.access == Access::ReadWrite {
+            for path in paths.iter().filter(|path| path.exists()) {
+                yadokari_cache::set_aside(&self.directory, path);
+            }
+        }
+        if let Some(&path) = paths.last() {
+            let notice = Notice::SetAside { path: path.to_owned(), reason: reason.to_owned() };
+            let mut notices = lock(&self.notices);
+            if !notices.contains(&notice) {
+                notices.push(notice);
+            }
+        }
+    }
 
     /// The lease of this store, taken when first needed.
     fn lease(&self) -> Result<Arc<Lease>, Error> {
@@ -400,9 +552,13 @@ fn layer_names(diff_id: &DiffId) -> (String, String) {
     (format!("layers/sha256/{hex}.tar"), format!("layers/sha256/{hex}.index"))
 }
 
-fn length(path: &Path) -> Result<Option<u64>, Error> {
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn stat(path: &Path) -> Result<Option<Metadata>, Error> {
     match fs::metadata(path) {
-        Ok(metadata) => Ok(Some(metadata.len())),
+        Ok(metadata) => Ok(Some(metadata)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("look at", path)(error)),
     }

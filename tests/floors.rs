@@ -14,6 +14,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("build", 50),
     ("step", 41),
     ("rootfs", 40),
+    ("collect", 40),
     ("agent", 31),
     ("context", 31),
     ("fetch", 31),

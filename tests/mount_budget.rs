@@ -191,9 +191,9 @@ fn mode_and_time_cost_one_each_and_an_owner_two() {
 fn running_a_cached_program_costs_at_most_one() {
     let Some(both) = warm() else { return };
     let program = both.ours().join("program");
-    let Some(source) = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| {
-        Path::new(path).exists()
-    }) else {
+    let Some(source) =
+        ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists())
+    else {
         return;
     };
     fs::copy(source, &program).unwrap();

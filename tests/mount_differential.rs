@@ -373,8 +373,7 @@ fn threads_do_the_same_here_and_on_the_host() {
                 }
             };
             std::thread::scope(|scope| {
-                let threads: Vec<_> =
-                    (0..threads).map(|number| scope.spawn(one(number))).collect();
+                let threads: Vec<_> = (0..threads).map(|number| scope.spawn(one(number))).collect();
                 threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
             })
         };

@@ -305,7 +305,10 @@ fn data_and_holes_are_found_where_they_are() {
         file.sync_all().unwrap();
         let mut found = Vec::new();
         for offset in (0..22_u64).map(|block| block * 65_536) {
-            found.push((rustix::fs::seek(&file, Data(offset)), rustix::fs::seek(&file, Hole(offset))));
+            found.push((
+                rustix::fs::seek(&file, Data(offset)),
+                rustix::fs::seek(&file, Hole(offset)),
+            ));
         }
         found
     });
@@ -437,7 +440,8 @@ fn attributes_are_listed_replaced_and_measured() {
     let list = |at: &Path| {
         let mut names = [0; 200];
         let length = rustix::fs::listxattr(at.join("f"), &mut names).unwrap();
-        let mut names: Vec<_> = names[..length].split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
+        let mut names: Vec<_> =
+            names[..length].split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
         names.sort();
         names
     };
@@ -484,8 +488,7 @@ fn appends_of_several_writers_all_arrive() {
             for worker in 0..4 {
                 let path = at.join("log");
                 scope.spawn(move || {
-                    let mut file =
-                        OpenOptions::new().append(true).create(true).open(path).unwrap();
+                    let mut file = OpenOptions::new().append(true).create(true).open(path).unwrap();
                     for number in 0..100 {
                         file.write_all(format!("{worker} {number}\n").as_bytes()).unwrap();
                     }
@@ -682,7 +685,8 @@ fn a_killed_user_of_its_own_mount_leaves_nothing() {
             .spawn()
             .unwrap();
         let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
-        let at = lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("at ")?.to_owned()));
+        let at =
+            lines.map_while(Result::ok).find_map(|line| Some(line.strip_prefix("at ")?.to_owned()));
         let at = at.expect("it mounts");
         // It is in the middle of something; of what is chance.
         for _ in 0..round * 1_000 {

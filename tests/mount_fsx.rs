@@ -161,7 +161,10 @@ impl Exercised {
 
     fn check(&self, holds: bool, what: &str) {
         let last = &self.trail[self.trail.len().saturating_sub(12)..];
-        assert!(holds, "{what} is wrong; what, offset and length of the last operations: {last:#?}");
+        assert!(
+            holds,
+            "{what} is wrong; what, offset and length of the last operations: {last:#?}"
+        );
     }
 }
 
@@ -173,7 +176,8 @@ fn a_file_gives_back_what_was_put_in_whichever_way() {
     println!("YADOKARI_SEED={seed} YADOKARI_OPERATIONS={count}");
     let path = both.ours().join("file");
     let random = Random::new(seed);
-    let mut exercised = Exercised { file: open(&path), bytes: Vec::new(), random, trail: Vec::new() };
+    let mut exercised =
+        Exercised { file: open(&path), bytes: Vec::new(), random, trail: Vec::new() };
     for number in 1..=count {
         exercised.act();
         if number % 500 != 0 {

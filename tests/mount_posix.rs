@@ -88,13 +88,64 @@ const FIXTURE: &[&str] = &[
 /// Paths, relative to the fixture. `<n>` stands for that many bytes of a name,
 /// `<path:n>` for a path of that length.
 const PATHS: &[&str] = &[
-    "file", "open", "own", "staff", "suid", "ownsuid", "hard", "dir", "full", "odir", "odir/f",
-    "pub/f", "pub/own", "pub/dir", "pub/new", "sticky/f", "sticky/own", "sticky/dir", "osticky/f",
-    "noexec/f", "noexec/new", "nowrite/f", "nowrite/new", "noread/f", "noread/new", "sgid",
-    "sgid/new", "fifo", "socket", "null", "block", "tofile", "todir", "todir/own", "dangling",
-    "loop1", "loop1/x", "missing", "missing/x", "missing/", "file/x", "file/", "fifo/x", "tofile/",
-    "todir/", "dir/", "dir/.", "dir/..", ".", "..", "", "<255>", "<256>", "pub/<255>", "<256>/x",
-    "<path:4095>", "<path:4096>", "pub/<path:4000>",
+    "file",
+    "open",
+    "own",
+    "staff",
+    "suid",
+    "ownsuid",
+    "hard",
+    "dir",
+    "full",
+    "odir",
+    "odir/f",
+    "pub/f",
+    "pub/own",
+    "pub/dir",
+    "pub/new",
+    "sticky/f",
+    "sticky/own",
+    "sticky/dir",
+    "osticky/f",
+    "noexec/f",
+    "noexec/new",
+    "nowrite/f",
+    "nowrite/new",
+    "noread/f",
+    "noread/new",
+    "sgid",
+    "sgid/new",
+    "fifo",
+    "socket",
+    "null",
+    "block",
+    "tofile",
+    "todir",
+    "todir/own",
+    "dangling",
+    "loop1",
+    "loop1/x",
+    "missing",
+    "missing/x",
+    "missing/",
+    "file/x",
+    "file/",
+    "fifo/x",
+    "tofile/",
+    "todir/",
+    "dir/",
+    "dir/.",
+    "dir/..",
+    ".",
+    "..",
+    "",
+    "<255>",
+    "<256>",
+    "pub/<255>",
+    "<256>/x",
+    "<path:4095>",
+    "<path:4096>",
+    "pub/<path:4000>",
 ];
 
 /// System calls; `X` is the path.
@@ -146,7 +197,15 @@ const CALLS: &[&str] = &[
 /// Cases of more than one call; each line is one, `nobody` before it if by him.
 const SEQUENCES: &[&[&str]] = &[
     // A file that lost its last name.
-    &["hold own", "unlink own", "held-stat", "held-write", "held-truncate 2", "held-chmod 0600", "held-stat"],
+    &[
+        "hold own",
+        "unlink own",
+        "held-stat",
+        "held-write",
+        "held-truncate 2",
+        "held-chmod 0600",
+        "held-stat",
+    ],
     &["hold own", "rename file own", "held-stat", "held-write", "stat own"],
     &["hold hard", "unlink file", "held-stat", "stat hard", "unlink hard", "held-stat"],
     // A directory that lost its name.
@@ -183,12 +242,26 @@ const SEQUENCES: &[&[&str]] = &[
     &["nobody open wce sgid/f", "stat sgid/f", "nobody mkfifo 0644 sgid/p", "stat sgid/p"],
     &["nobody symlink x sgid/l", "lstat sgid/l"],
     // Renames.
-    &["rename pub pub/dir", "rename pub pub/dir/x", "rename pub/dir pub", "rename full dir", "rename dir full"],
+    &[
+        "rename pub pub/dir",
+        "rename pub pub/dir/x",
+        "rename pub/dir pub",
+        "rename full dir",
+        "rename dir full",
+    ],
     &["rename dir full", "unlink full/f", "rename dir full", "stat full"],
     &["rename file hard", "stat file", "stat hard"],
     &["rename file file", "rename pub/dir pub/dir", "rename tofile file", "lstat file"],
-    &["nobody rename sticky/f pub/x", "nobody rename sticky/own pub/x", "nobody rename osticky/f pub/y"],
-    &["nobody rename sticky/dir pub/x", "nobody rename pub/dir sticky/x", "nobody rename odir sticky/x"],
+    &[
+        "nobody rename sticky/f pub/x",
+        "nobody rename sticky/own pub/x",
+        "nobody rename osticky/f pub/y",
+    ],
+    &[
+        "nobody rename sticky/dir pub/x",
+        "nobody rename pub/dir sticky/x",
+        "nobody rename odir sticky/x",
+    ],
     &["nobody exchange sticky/own sticky/f", "nobody exchange sticky/own pub/own", "stat pub/own"],
     &["exchange dir file", "stat dir", "stat file", "exchange dir/x file"],
     &["exchange pub pub/dir", "exchange pub/dir pub", "exchange loop1 file", "lstat file"],
@@ -196,27 +269,111 @@ const SEQUENCES: &[&[&str]] = &[
     &["whiteout file pub/f", "lstat file", "stat pub/f"],
     &["noreplace file x", "noreplace x hard", "stat x"],
     // Links.
-    &["link own pub/a", "link pub/a pub/b", "stat own", "unlink own", "stat pub/b", "unlink pub/a", "stat pub/b"],
+    &[
+        "link own pub/a",
+        "link pub/a pub/b",
+        "stat own",
+        "unlink own",
+        "stat pub/b",
+        "unlink pub/a",
+        "stat pub/b",
+    ],
     &["link dir pub/a", "link tofile pub/a", "lstat pub/a", "link fifo pub/p", "stat fifo"],
-    &["link loop1 pub/a", "link dangling pub/b", "lstat dangling", "unlink dangling", "lstat pub/b"],
+    &[
+        "link loop1 pub/a",
+        "link dangling pub/b",
+        "lstat dangling",
+        "unlink dangling",
+        "lstat pub/b",
+    ],
     &["nobody link file pub/a", "nobody link own pub/b", "nobody link open pub/c"],
     // Trees.
     &["rmdir full", "unlink full/f", "rmdir full", "rmdir full", "unlink dir", "rmdir file"],
-    &["mkdir 0755 dir/a", "mkdir 0755 dir/a/b", "rmdir dir/a", "rmdir dir/a/b", "rmdir dir/a", "rmdir dir"],
+    &[
+        "mkdir 0755 dir/a",
+        "mkdir 0755 dir/a/b",
+        "rmdir dir/a",
+        "rmdir dir/a/b",
+        "rmdir dir/a",
+        "rmdir dir",
+    ],
     &["rmdir dir/.", "rmdir dir/..", "rmdir .", "unlink todir", "rmdir todir", "stat pub"],
     // Times.
-    &["nobody utimes now open", "nobody utimes set open", "nobody utimes now file", "nobody utimes omit file"],
-    &["utimes before own", "stat own", "times own", "utimes far own", "times own", "utimes set own", "times own"],
+    &[
+        "nobody utimes now open",
+        "nobody utimes set open",
+        "nobody utimes now file",
+        "nobody utimes omit file",
+    ],
+    &[
+        "utimes before own",
+        "stat own",
+        "times own",
+        "utimes far own",
+        "times own",
+        "utimes set own",
+        "times own",
+    ],
     &["utimes set tofile", "times file", "lutimes set tofile", "times tofile"],
     &["utimes half own", "times own", "chmod 0600 own", "times own"],
     // Opening.
-    &["open wce file", "open wce dangling", "open wc dangling", "stat nowhere", "open rn tofile", "open rd tofile"],
-    &["nobody open wc pub/x", "stat pub/x", "nobody open wc sticky/f", "nobody open wc sticky/own", "nobody open wt open"],
-    &["open wt file", "stat file", "open wt fifo", "open wt null", "open w dir", "open rd dir", "open wct dir"],
-    &["umask 077", "mkdir 0777 a", "stat a", "open wce b", "stat b", "mkfifo 0666 c", "stat c", "umask 022"],
-    &["chmod 0000 own", "nobody open r own", "nobody stat own", "nobody chmod 0400 own", "nobody open r own", "nobody open w own"],
-    &["chmod 0070 staff", "nobody open r staff", "nobody open w staff", "nobody access x staff", "chmod 0707 staff", "nobody open r staff"],
-    &["nobody list noread", "nobody stat noread/f", "nobody list noexec", "nobody stat noexec/f", "nobody open wc nowrite/f"],
+    &[
+        "open wce file",
+        "open wce dangling",
+        "open wc dangling",
+        "stat nowhere",
+        "open rn tofile",
+        "open rd tofile",
+    ],
+    &[
+        "nobody open wc pub/x",
+        "stat pub/x",
+        "nobody open wc sticky/f",
+        "nobody open wc sticky/own",
+        "nobody open wt open",
+    ],
+    &[
+        "open wt file",
+        "stat file",
+        "open wt fifo",
+        "open wt null",
+        "open w dir",
+        "open rd dir",
+        "open wct dir",
+    ],
+    &[
+        "umask 077",
+        "mkdir 0777 a",
+        "stat a",
+        "open wce b",
+        "stat b",
+        "mkfifo 0666 c",
+        "stat c",
+        "umask 022",
+    ],
+    &[
+        "chmod 0000 own",
+        "nobody open r own",
+        "nobody stat own",
+        "nobody chmod 0400 own",
+        "nobody open r own",
+        "nobody open w own",
+    ],
+    &[
+        "chmod 0070 staff",
+        "nobody open r staff",
+        "nobody open w staff",
+        "nobody access x staff",
+        "chmod 0707 staff",
+        "nobody open r staff",
+    ],
+    &[
+        "nobody list noread",
+        "nobody stat noread/f",
+        "nobody list noexec",
+        "nobody stat noexec/f",
+        "nobody open wc nowrite/f",
+    ],
     &["chmod 0777 full", "nobody unlink full/f", "chmod 0755 full", "nobody open wc full/f"],
     // Sizes.
     &["truncate 100000 own", "stat own", "truncate 0 own", "stat own", "truncate -1 own"],
@@ -331,12 +488,16 @@ impl Actor {
         let first = spelled(words[1.min(words.len() - 1)]);
         let first = first.as_str();
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        let rename = |flags| done(rustix::fs::renameat_with(&self.base, first, &self.base, path, flags));
+        let rename =
+            |flags| done(rustix::fs::renameat_with(&self.base, first, &self.base, path, flags));
         let absolute = || self.path.join(path);
-        let node = |kind, mode, device| done(rustix::fs::mknodat(&self.base, path, kind, mode, device));
+        let node =
+            |kind, mode, device| done(rustix::fs::mknodat(&self.base, path, kind, mode, device));
         let held = || self.held.as_ref().expect("held");
         match call {
-            "chmod" => done(rustix::fs::chmodat(&self.base, path, octal(word(1)), AtFlags::empty())),
+            "chmod" => {
+                done(rustix::fs::chmodat(&self.base, path, octal(word(1)), AtFlags::empty()))
+            }
             "chown" | "lchown" => {
                 let uid = number(word(1)).map(rustix::fs::Uid::from_raw);
                 let gid = number(word(2)).map(rustix::fs::Gid::from_raw);
@@ -354,7 +515,9 @@ impl Actor {
                     _ => io::<()>(Err(std::io::Error::last_os_error())),
                 }
             }
-            "link" => done(rustix::fs::linkat(&self.base, first, &self.base, path, AtFlags::empty())),
+            "link" => {
+                done(rustix::fs::linkat(&self.base, first, &self.base, path, AtFlags::empty()))
+            }
             "mkdir" => done(rustix::fs::mkdirat(&self.base, path, octal(word(1)))),
             "mkfifo" => node(FileType::Fifo, octal(word(1)), 0),
             "mksock" => node(FileType::Socket, octal("0644"), 0),
@@ -411,8 +574,8 @@ impl Actor {
                 done(rustix::io::pwrite(&self.open("w", path)?, b"far", offset))
             }
             "punch" => {
-                let flags = rustix::fs::FallocateFlags::PUNCH_HOLE
-                    | rustix::fs::FallocateFlags::KEEP_SIZE;
+                let flags =
+                    rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
                 done(rustix::fs::fallocate(&self.open("w", path)?, flags, 0, 4))
             }
             "copyto" => {
@@ -514,8 +677,7 @@ fn state(at: &Path) -> State {
             let entries = fs::read_dir(&full).unwrap();
             pending.extend(entries.map(|entry| path.join(entry.unwrap().file_name())));
         }
-        let times =
-            [(data.mtime(), data.mtime_nsec()), (data.ctime(), data.ctime_nsec())];
+        let times = [(data.mtime(), data.mtime_nsec()), (data.ctime(), data.ctime_nsec())];
         state.insert(path, (text, times));
     }
     state
@@ -576,7 +738,8 @@ type Case = Vec<(u32, String)>;
 /// Runs `cases` below `root`, each in a fixture of its own. What each answered, and
 /// what became of the fixture.
 fn run(root: &Path, cases: &[Case]) -> (Vec<String>, Vec<State>) {
-    let places: Vec<PathBuf> = (0..cases.len()).map(|number| root.join(number.to_string())).collect();
+    let places: Vec<PathBuf> =
+        (0..cases.len()).map(|number| root.join(number.to_string())).collect();
     for place in &places {
         fs::create_dir(place).unwrap();
         rustix::fs::chmod(place, octal("0755")).unwrap();

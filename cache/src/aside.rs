@@ -8,7 +8,7 @@ use crate::directory::unique_name;
 
 /// Moves a file or directory of the cache into `aside/`. Best effort: where that
 /// is not possible the next reader will stumble over it again, which is safe.
-pub(crate) fn set_aside(cache: &Path, path: &Path) {
+pub fn set_aside(cache: &Path, path: &Path) {
     let aside = cache.join("aside");
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let target = aside.join(format!("{name}.{}", unique_name()));

@@ -8,7 +8,7 @@ use crate::directory::{Access, prepare};
 use crate::error::{Error, Notice};
 use crate::frame;
 use crate::index::log::{self, Log};
-use crate::index::{Index, Kind, index_key};
+use crate::index::{Index, Kind, hash, index_key, taken_back};
 use crate::key::Key;
 use crate::lease::Lease;
 use crate::record::Record;
@@ -98,6 +98,23 @@ pub enum Folded {
     NotWorthwhile,
 }
 
+/// A certain record: a bucket, by its name on disk, a key, and what was there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordName {
+    /// Name on disk, possibly one that only another version of this program knows.
+    pub bucket: String,
+    /// Its key.
+    pub key: Key,
+    hash: [u8; 32],
+}
+
+impl RecordName {
+    /// The name of the record that `value` is.
+    pub fn new(bucket: &str, key: Key, value: &[u8]) -> Self {
+        Self { bucket: bucket.to_owned(), key, hash: hash(value) }
+    }
+}
+
 /// One process's view of a cache directory. Cheap to open; shared by threads;
 /// any number of handles and processes may use one directory.
 pub struct Cache {
@@ -106,6 +123,7 @@ pub struct Cache {
     kind: Kind,
     state: Mutex<State>,
     lease: Mutex<Option<Arc<Lease>>>,
+    behind: Option<Box<Cache>>,
 }
 
 struct State {
@@ -127,16 +145,23 @@ impl Cache {
     }
 
     pub(crate) fn open_with(directory: &Path, access: Access, kind: Kind) -> Result<Self, Error> {
-        prepare(directory, access)?;
-        let state =
-            State { spool: Spool::new(directory, access), index: None, notices: Vec::new() };
+        let notices = prepare(directory, access)?.into_iter().collect();
+        let state = State { spool: Spool::new(directory, access), index: None, notices };
         Ok(Self {
             directory: directory.to_owned(),
             access,
             kind,
             state: Mutex::new(state),
             lease: Mutex::new(None),
+            behind: None,
         })
+    }
+
+    /// Looks records up in a second cache too, when they are not in this one. For
+    /// one that can only be read: its hits, and another directory to write to.
+    #[must_use]
+    pub fn in_front_of(self, behind: Self) -> Self {
+        Self { behind: Some(Box::new(behind)), ..self }
     }
 
     /// The cache directory.
@@ -170,6 +195,11 @@ impl Cache {
     /// A record may name contents that were collected since: look for them
     /// before acting on it.
     pub fn get(&self, bucket: Bucket, key: &Key) -> Option<Vec<u8>> {
+        let own = self.get_own(bucket, key);
+        own.or_else(|| self.behind.as_ref()?.get(bucket, key))
+    }
+
+    fn get_own(&self, bucket: Bucket, key: &Key) -> Option<Vec<u8>> {
         let name = index_key(bucket.name(), key);
         let mut state = self.state();
         let State { spool, index, notices } = &mut *state;
@@ -191,7 +221,7 @@ impl Cache {
             }
         }
         let (index, _) = index.as_mut()?;
-        index.get(&name, notices)
+        index.get(&name, notices).filter(|value| !spool.is_taken_back(&name, value))
     }
 
     /// The record under a key of its own bucket; a malformed one is `None` and a
@@ -236,6 +266,29 @@ impl Cache {
         self.state().spool.add(lease.scratch(), &frame)
     }
 
+    /// Takes records back, all or none, durably: a record goes only if it still is
+    /// the one given, so what somebody else puts meanwhile stays. Nothing may be
+    /// deleted that a record names before this has returned.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    pub fn take_back(&self, records: &[RecordName]) -> Result<(), Error> {
+        self.check_writable("take records back")?;
+        let lease = self.lease()?;
+        // Far below the limit of a frame: an item has some hundred bytes.
+        for records in records.chunks(10_000) {
+            let names: Vec<_> = records.iter().map(|record| taken_back(&record.bucket)).collect();
+            let items = records.iter().zip(&names);
+            let frame = frame::encode(
+                items.map(|(record, name)| (name.as_str(), &record.key, &record.hash[..])),
+            )
+            .map_err(|size| Error::TooLarge { size, limit: frame::MAX_BODY })?;
+            self.state().spool.add(lease.scratch(), &frame)?;
+        }
+        Ok(())
+    }
+
     /// Moves what waits in the spool into the index. Best done in the background
     /// after a build: it may take 20 to 200 ms. Waits for nobody.
     ///
@@ -250,18 +303,7 @@ impl Cache {
         if waiting == 0 || (when == Fold::IfWorthwhile && waiting < WORTHWHILE) {
             return Ok(Folded::NotWorthwhile);
         }
-        let path = self.directory.join("records/lock");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(Error::io("open", &path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Folded::Busy),
-            Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path)(source)),
-        }
+        let Some(_lock) = self.fold_lock()? else { return Ok(Folded::Busy) };
         let mut notices = Vec::new();
         // An index of its own: this handle's readers are not disturbed.
         let mut index = self.kind.index(&self.directory);
@@ -289,6 +331,22 @@ impl Cache {
         index.settle();
         self.state().notices.append(&mut notices);
         result.map(|()| Folded::Done(folded))
+    }
+
+    /// The lock of whoever changes log and index, if nobody has it.
+    pub(crate) fn fold_lock(&self) -> Result<Option<File>, Error> {
+        let path = self.directory.join("records/lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(Error::io("open", &path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(lock)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(Error::io("lock", &path)(source)),
+        }
     }
 
     /// The steps of a fold, in the order that keeps every record findable.
@@ -321,9 +379,20 @@ impl Cache {
         Ok(count)
     }
 
+    /// An index of this cache for somebody who holds the fold lock.
+    pub(crate) fn new_index(&self) -> Box<dyn Index> {
+        self.kind.index(&self.directory)
+    }
+
+    pub(crate) fn add_notices(&self, mut notices: Vec<Notice>) {
+        self.state().notices.append(&mut notices);
+    }
+
     /// What was damaged or unreadable since the last call.
     pub fn take_notices(&self) -> Vec<Notice> {
-        std::mem::take(&mut self.state().notices)
+        let mut notices = std::mem::take(&mut self.state().notices);
+        notices.extend(self.behind.iter().flat_map(|behind| behind.take_notices()));
+        notices
     }
 
     fn check_writable(&self, action: &'static str) -> Result<(), Error> {

@@ -4,15 +4,22 @@
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::error::Error;
+use crate::aside::set_aside;
+use crate::error::{Error, Notice};
 
 /// Format of the directory as a whole. Raised only when an older program would
 /// misread what it finds; formats of single records are versioned by themselves.
 pub const FORMAT: u32 = 1;
 
 const VERSION_PREFIX: &str = "yadokari cache ";
+
+/// What every cache has from its first use on.
+const PARTS: [&str; 7] = ["spool", "records", "contexts", "leases", "running", "tmp", "trash"];
+
+/// Where whoever keeps contents beside the records puts them.
+const CONTENTS: [&str; 3] = ["blobs/sha256", "layers/sha256", "mounts"];
 
 /// What a process may do to a cache directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,9 +38,10 @@ pub enum Access {
 ///
 /// [`Error::NewerFormat`], [`Error::ForeignDirectory`], and for writers
 /// [`Error::Denied`] where a caller may go on with [`Access::ReadOnly`].
-pub fn prepare(cache: &Path, access: Access) -> Result<(), Error> {
+pub fn prepare(cache: &Path, access: Access) -> Result<Option<Notice>, Error> {
     let version = cache.join("VERSION");
-    let found = match fs::read(&version) {
+    let mut notice = None;
+    let mut found = match fs::read(&version) {
         Ok(bytes) => Some(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(Error::io("read", &version)(source)),
@@ -48,17 +56,33 @@ pub fn prepare(cache: &Path, access: Access) -> Result<(), Error> {
             Some(found) if found > FORMAT => {
                 return Err(Error::NewerFormat { path: cache.to_owned(), found, known: FORMAT });
             }
+            // All the rest is there: it was ours, and every part of it has a format
+            // and a checksum of its own.
+            _ if PARTS.iter().all(|part| cache.join(part).is_dir()) => {
+                let reason = "it names no format".to_owned();
+                notice = Some(Notice::SetAside { path: version.clone(), reason });
+                if access == Access::ReadWrite {
+                    set_aside(cache, &version);
+                    found = None;
+                }
+            }
             _ => return Err(Error::ForeignDirectory { path: version }),
         }
     }
     if access == Access::ReadOnly {
-        return Ok(());
+        return Ok(notice);
     }
-    for part in ["spool", "records", "contexts", "leases", "tmp"] {
+    for part in PARTS.iter().chain(&CONTENTS) {
         let path = cache.join(part);
         fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
     }
     if found.is_none() {
+        // VERSION says that every part is there, also after a loss of power; with it
+        // the cache directory itself is synced.
+        let parents = CONTENTS.iter().filter_map(|part| Path::new(part).parent());
+        for directory in parents.map(|parent| cache.join(parent)).chain(cache_parent(cache)) {
+            sync_directory(&directory).map_err(Error::io("sync", &directory))?;
+        }
         let text = format!("{VERSION_PREFIX}{FORMAT}\n");
         write_whole(&cache.join("tmp"), &version, text.as_bytes(), Sync::Durable)?;
     }
@@ -66,7 +90,15 @@ pub fn prepare(cache: &Path, access: Access) -> Result<(), Error> {
     // first put after the first step.
     let spool = cache.join("spool");
     rustix::fs::access(&spool, rustix::fs::Access::WRITE_OK)
-        .map_err(|errno| Error::io("write into", &spool)(errno.into()))
+        .map_err(|errno| Error::io("write into", &spool)(errno.into()))?;
+    Ok(notice)
+}
+
+/// The directory that names the cache directory, if it may be read.
+fn cache_parent(cache: &Path) -> Option<PathBuf> {
+    let parent = cache.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    File::open(parent).is_ok().then(|| parent.to_owned())
 }
 
 /// Whether a file must survive a loss of power, or merely be whole or absent
@@ -134,6 +166,14 @@ mod tests {
         prepare(dir.path(), Access::ReadWrite).unwrap();
         prepare(dir.path(), Access::ReadOnly).unwrap();
         let version = dir.path().join("VERSION");
+        // Damaged, and all the rest is there.
+        fs::write(&version, "yad").unwrap();
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let notice = prepare(dir.path(), access).unwrap();
+            assert!(matches!(notice, Some(Notice::SetAside { .. })), "{access:?}");
+        }
+        assert_eq!(prepare(dir.path(), Access::ReadWrite).unwrap(), None);
+        fs::remove_dir(dir.path().join("spool")).unwrap();
         fs::write(&version, "yadokari cache 2\n").unwrap();
         assert!(matches!(
             prepare(dir.path(), Access::ReadOnly),

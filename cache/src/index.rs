@@ -12,9 +12,10 @@ pub(crate) mod rocks;
 use std::path::Path;
 
 use crate::error::{Error, Notice};
+use crate::frame::Item;
 use crate::key::Key;
 
-use log::Log;
+use log::{Log, Position};
 
 /// Which index a cache uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +58,11 @@ pub(crate) trait Index: Send {
     /// holds the fold lock. A damaged index is set aside and made anew.
     fn extend(&mut self, log: &Log, notices: &mut Vec<Notice>) -> Result<(), Error>;
 
+    /// The log was replaced by one that says the same in fewer bytes and ends at
+    /// `end`. The caller holds the fold lock and has extended to the end of the
+    /// old one. Best effort: without it the next `extend` starts over.
+    fn moved(&mut self, end: Position);
+
     /// Puts the house in order after one or more [`extend`](Self::extend): may
     /// take a second once in a while, delays no reader.
     fn settle(&mut self);
@@ -70,4 +76,53 @@ pub(crate) fn index_key(bucket: &str, key: &Key) -> Vec<u8> {
     name.push(b'/');
     name.extend_from_slice(key.as_bytes());
     name
+}
+
+/// Before the name of a bucket: the record under this key is taken back.
+const TAKEN_BACK: char = '-';
+
+/// What an item of a frame does to the record under an [`index_key`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Effect<'a> {
+    /// There is a record now, in the place of another.
+    Put(&'a [u8]),
+    /// The record with this hash, and no other, is there no more. Who takes a
+    /// record back can't undo what somebody else has put meanwhile.
+    TakeBack(Hash),
+    /// Nothing that this program understands.
+    Nothing,
+}
+
+/// BLAKE3 of a record.
+pub(crate) type Hash = [u8; 32];
+
+/// See [`Effect::TakeBack`].
+pub(crate) fn hash(value: &[u8]) -> Hash {
+    *blake3::hash(value).as_bytes()
+}
+
+/// Which record an item is about, as an [`index_key`], and what it does to it.
+pub(crate) fn effect<'a>(item: &Item<'a>) -> (Vec<u8>, Effect<'a>) {
+    match item.bucket.strip_prefix(TAKEN_BACK) {
+        None => (index_key(item.bucket, &item.key), Effect::Put(item.value)),
+        Some(bucket) => {
+            let effect = match item.value.try_into() {
+                Ok(hash) => Effect::TakeBack(hash),
+                Err(_) => Effect::Nothing,
+            };
+            (index_key(bucket, &item.key), effect)
+        }
+    }
+}
+
+/// The bucket name under which records of `bucket` are taken back.
+pub(crate) fn taken_back(bucket: &str) -> String {
+    format!("{TAKEN_BACK}{bucket}")
+}
+
+/// Reads an [`index_key`] backwards.
+pub(crate) fn parts(index_key: &[u8]) -> Option<(&str, Key)> {
+    let (name, key) = index_key.split_last_chunk::<32>()?;
+    let bucket = std::str::from_utf8(name.strip_suffix(b"/")?).ok()?;
+    Some((bucket, Key::from_bytes(*key)))
 }

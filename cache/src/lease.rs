@@ -18,22 +18,24 @@
 //! garbage.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
-
 use crate::directory::unique_name;
 use crate::error::Error;
+use crate::trash;
+use crate::tree::{Tally, remove_tree};
 
 /// The lock between who holds and who deletes; lives beside the leases.
 const COLLECT: &str = "collect";
+
+/// Held by the one process that collects.
+const COLLECTOR: &str = "collector";
 
 /// Being alive, and a directory of one's own, until dropped.
 #[derive(Debug)]
@@ -126,6 +128,84 @@ impl Lease {
     }
 }
 
+/// Being the one who collects, among all processes.
+#[derive(Debug)]
+pub struct Collector {
+    leases: PathBuf,
+    /// Name of a lease that isn't to be respected: the collector's own.
+    own: Option<OsString>,
+    collect: File,
+    /// Its lock makes the collector the only one.
+    _only: File,
+}
+
+impl Collector {
+    /// Becomes the collector of a cache that [`crate::prepare`] made; `None` while
+    /// another process is. What `own` holds isn't respected. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// When the locks can't be had: nothing may be deleted then.
+    pub fn begin(cache: &Path, own: Option<&Lease>) -> Result<Option<Self>, Error> {
+        let leases = cache.join("leases");
+        let open = |name: &str| {
+            let path = leases.join(name);
+            let options = File::options().create(true).truncate(false).write(true).open(&path);
+            options.map_err(Error::io("open", &path))
+        };
+        let only = open(COLLECTOR)?;
+        match only.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(source)) => {
+                return Err(Error::io("lock", &leases.join(COLLECTOR))(source));
+            }
+        }
+        let collect = open(COLLECT)?;
+        let own = own.and_then(|lease| lease.path.file_name()).map(OsStr::to_owned);
+        Ok(Some(Self { leases, own, collect, _only: only }))
+    }
+
+    /// How many other processes use the cache now.
+    pub fn living(&self) -> usize {
+        self.lists().len()
+    }
+
+    /// Calls `delete` while nobody can begin to hold anything, with everything
+    /// that is held. Waits for those who are just beginning, who are quick; and
+    /// they wait for `delete`, so it must be quick.
+    ///
+    /// # Errors
+    ///
+    /// When the lock can't be had.
+    pub fn among_held<T>(&self, delete: impl FnOnce(&HashSet<String>) -> T) -> Result<T, Error> {
+        let path = self.leases.join(COLLECT);
+        self.collect.lock().map_err(Error::io("lock", &path))?;
+        let held = self.lists().iter().flat_map(|list| list.lines()).map(str::to_owned).collect();
+        let result = delete(&held);
+        self.collect.unlock().map_err(Error::io("unlock", &path))?;
+        Ok(result)
+    }
+
+    /// What each of the other living has on its list.
+    fn lists(&self) -> Vec<String> {
+        let others = names(&self.leases).filter(|name| !is_lock(name));
+        let others = others.filter(|name| Some(name) != self.own.as_ref());
+        others
+            .filter_map(|name| {
+                let path = self.leases.join(name);
+                let file = File::open(&path).ok()?;
+                match file.try_lock_shared() {
+                    Ok(()) => None,
+                    Err(TryLockError::WouldBlock | TryLockError::Error(_)) => {
+                        Some(fs::read_to_string(&path).unwrap_or_default())
+                    }
+                }
+            })
+            .collect()
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         // What cannot be removed now is garbage without a lease, and goes later.
@@ -148,15 +228,15 @@ fn remove_dead(leases: &Path, tmp: &Path) {
         );
         // Files in `tmp/` itself belong to nobody's lease and are a moment old.
         if orphan && tmp.join(name).is_dir() {
-            remove_below(tmp, name);
+            remove_later(tmp, name);
         }
     }
-    for name in names(leases).filter(|name| name != COLLECT) {
+    for name in names(leases).filter(|name| !is_lock(name)) {
         let path = leases.join(&name);
         let Ok(file) = File::open(&path) else { continue };
         match file.try_lock() {
             Ok(()) => {
-                remove_below(tmp, &name);
+                remove_later(tmp, &name);
                 let _ = fs::remove_file(&path);
             }
             Err(TryLockError::WouldBlock | TryLockError::Error(_)) => {}
@@ -164,51 +244,28 @@ fn remove_dead(leases: &Path, tmp: &Path) {
     }
 }
 
+/// Out of the way at once; deleted when somebody has time.
+fn remove_later(tmp: &Path, name: &OsStr) {
+    let moved = tmp.parent().map(|cache| trash::discard(cache, &tmp.join(name)));
+    if !matches!(moved, Some(Ok(()))) {
+        remove_below(tmp, name);
+    }
+}
+
+/// The two files in `leases/` that are no leases.
+fn is_lock(name: &OsStr) -> bool {
+    name == COLLECT || name == COLLECTOR
+}
+
 fn names(directory: &Path) -> impl Iterator<Item = std::ffi::OsString> + use<> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name())
 }
 
-/// Removes a directory tree, but never enters what is mounted in it: a killed
-/// build may have left a bind mount of somebody's files. Without openat2 (before
-/// Linux 5.6, or refused by a filter) directories are left alone.
+/// Removes a directory tree: see [`remove_tree`].
 fn remove_below(parent: &Path, name: &OsStr) {
     if let Ok(parent) = File::open(parent) {
-        let _ = remove_tree(parent.as_fd(), name);
+        let _ = remove_tree(parent.as_fd(), name, &mut Tally::new(None));
     }
-}
-
-fn remove_tree(parent: impl AsFd, name: &OsStr) -> rustix::io::Result<()> {
-    let directory = match open_unmounted(&parent, name) {
-        Ok(directory) => directory,
-        Err(rustix::io::Errno::NOENT) => return Ok(()),
-        Err(errno) => return Err(errno),
-    };
-    for entry in Dir::read_from(&directory)? {
-        let entry = entry?;
-        let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        if name == "." || name == ".." {
-            continue;
-        }
-        let is_directory = match entry.file_type() {
-            FileType::Unknown => {
-                let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-            }
-            known => known == FileType::Directory,
-        };
-        // One entry that cannot go must not keep its siblings.
-        let _ = match is_directory {
-            true => remove_tree(&directory, name),
-            false => rustix::fs::unlinkat(&directory, name, AtFlags::empty()),
-        };
-    }
-    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
-}
-
-fn open_unmounted(parent: impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let inside = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
-    rustix::fs::openat2(parent, name, flags, Mode::empty(), inside)
 }
 
 #[cfg(test)]

@@ -17,7 +17,9 @@
 //! contexts/          remembered digests of build contexts ([`contexts`])
 //! places/            what was built last at a place, to explain a miss ([`places`])
 //! leases/, tmp/      who is alive, and what each has in flight ([`lease`])
+//! running/           steps being built, a locked file each ([`running`])
 //! aside/             damaged files, out of everybody's way
+//! trash/             no longer wanted, not yet deleted ([`trash`])
 //! blobs/ layers/ mounts/   contents; not of this crate
 //! ```
 //!
@@ -39,6 +41,12 @@
 //!   read anew from the log; a kill between any two steps costs a repetition.
 //! - Keys are write-once in meaning: two records of one key are equivalent, the
 //!   later put wins.
+//! - **take back** puts a frame that says "not this record any more", naming it by
+//!   key *and* hash, and travels like a put. So a collector that acts on what it
+//!   read a second ago can't undo what a builder has put since. When most of the
+//!   log is dead, the collector writes the living records into the next log.
+//! - **collect**: see [`lease`]. Records are taken back, durably, before what they
+//!   name goes; what goes is renamed into `trash/` and deleted when there is time.
 //!
 //! Anything unreadable is a miss and a [`Notice`], never an error of the build
 //! and never a panic. `tests/cache_processes.rs` of the main package kills
@@ -57,13 +65,20 @@ pub mod key;
 pub mod lease;
 pub mod places;
 pub mod record;
+pub mod running;
 mod spool;
+mod survey;
+pub mod trash;
+mod tree;
 
-pub use cache::{Bucket, Cache, Fold, Folded};
+pub use aside::set_aside;
+pub use cache::{Bucket, Cache, Fold, Folded, RecordName};
 pub use contexts::{ContextDigests, ContextRoot, Fingerprint, Remembered};
 pub use directory::{Access, FORMAT, prepare};
 pub use error::{Error, Notice};
 pub use key::{Key, KeyHasher};
-pub use lease::Lease;
+pub use lease::{Collector, Lease};
 pub use places::Places;
 pub use record::{Record, StepRecord};
+pub use running::Turn;
+pub use survey::{Compacted, Seen};

@@ -85,6 +85,10 @@ pub struct StepRecord {
     /// … and nanoseconds of that second.
     #[serde(default)]
     pub created_nanoseconds: u32,
+    /// When the record was put, in seconds since 1970, by the clock and not by
+    /// `SOURCE_DATE_EPOCH`: its age. 0 where that isn't known.
+    #[serde(default)]
+    pub stored: i64,
     /// The step changed nothing: there is no layer.
     #[serde(default)]
     pub empty: bool,
@@ -113,6 +117,13 @@ impl Record for StepRecord {
 }
 
 impl StepRecord {
+    /// Whether the record is `ttl` seconds old at `now` (seconds since 1970): as
+    /// kaniko has it, older layers aren't used any more, however often they were.
+    pub fn is_expired(&self, ttl: u64, now: i64) -> bool {
+        let stored = if self.stored == 0 { self.created } else { self.stored };
+        stored.saturating_add_unsigned(ttl) <= now
+    }
+
     /// The record under all of its keys, for one [`put`](crate::Cache::put).
     pub fn puts(&self) -> Vec<(Bucket, Key, Vec<u8>)> {
         let bytes = self.encode();
@@ -292,6 +303,7 @@ mod tests {
             }),
             created: -1,
             created_nanoseconds: 999_999_999,
+            stored: 0,
             empty: false,
             inputs: vec![("instruction".into(), "RUN \"a\"\n\u{fffd}".into())],
             definition: Key::from_bytes([2; 32]),

@@ -12,7 +12,7 @@ use crate::aside::set_aside;
 use crate::directory::{Access, Sync, unique_name, write_whole};
 use crate::error::{Error, Notice};
 use crate::frame::{self, Head, Item};
-use crate::index::index_key;
+use crate::index::{Effect, Hash, effect, hash};
 
 /// A directory's time is taken from a clock that stands still for up to 10 ms (a
 /// tick at the lowest usual HZ), so a file may come after a listing without the
@@ -28,6 +28,8 @@ pub(crate) struct Spool {
     listed: Option<(i64, i64)>,
     files: HashSet<OsString>,
     records: HashMap<Vec<u8>, Vec<u8>>,
+    /// Records taken back, which the index may still have.
+    taken_back: HashMap<Vec<u8>, HashSet<Hash>>,
 }
 
 impl Spool {
@@ -39,12 +41,43 @@ impl Spool {
             listed: None,
             files: HashSet::new(),
             records: HashMap::new(),
+            taken_back: HashMap::new(),
         }
     }
 
     /// What is known of a key without asking the file system.
     pub(crate) fn get(&self, index_key: &[u8]) -> Option<&[u8]> {
         self.records.get(index_key).map(Vec::as_slice)
+    }
+
+    /// Whether a record that the index has was taken back meanwhile.
+    pub(crate) fn is_taken_back(&self, index_key: &[u8], value: &[u8]) -> bool {
+        self.taken_back.get(index_key).is_some_and(|hashes| hashes.contains(&hash(value)))
+    }
+
+    /// All records that wait here, under their index keys.
+    pub(crate) fn records(&self) -> &HashMap<Vec<u8>, Vec<u8>> {
+        &self.records
+    }
+
+    fn apply(&mut self, items: &[Item<'_>]) {
+        for item in items {
+            match effect(item) {
+                (name, Effect::Put(value)) => {
+                    if let Some(hashes) = self.taken_back.get_mut(&name) {
+                        hashes.remove(&hash(value));
+                    }
+                    self.records.insert(name, value.to_vec());
+                }
+                (name, Effect::TakeBack(hashed)) => {
+                    if self.records.get(&name).is_some_and(|value| hash(value) == hashed) {
+                        self.records.remove(&name);
+                    }
+                    self.taken_back.entry(name).or_default().insert(hashed);
+                }
+                (_, Effect::Nothing) => {}
+            }
+        }
     }
 
     /// Reads files that came since the last call, if the directory changed.
@@ -80,10 +113,7 @@ impl Spool {
             let path = self.directory.join(name);
             let bytes = read(&self.cache, &path, self.access, notices);
             if let Some(Head::Frame(items, _)) = bytes.as_deref().map(frame::head) {
-                for item in items {
-                    let key = index_key(item.bucket, &item.key);
-                    self.records.insert(key, item.value.to_vec());
-                }
+                self.apply(&items);
             }
         }
         self.files = names.into_iter().collect();
@@ -96,9 +126,7 @@ impl Spool {
         write_whole(scratch, &self.directory.join(&name), bytes, Sync::Durable)?;
         self.files.insert(name.into());
         if let Head::Frame(items, _) = frame::head(bytes) {
-            for Item { bucket, key, value, .. } in items {
-                self.records.insert(index_key(bucket, &key), value.to_vec());
-            }
+            self.apply(&items);
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use yadokari_cache::Key;
 use yadokari_cache::KeyHasher;
 use yadokari_cache::Record;
 use yadokari_cache::StepRecord;
+use yadokari_cache::Turn;
 use yadokari_cache::record::Compressed;
 use yadokari_cache::record::CompressedRecord;
 
@@ -124,6 +125,9 @@ pub struct Job {
     pub overlay: Arc<Overlay>,
     /// To be filled.
     pub slot: LayerSlot,
+    /// The right to be the one who builds the step; given up with the job, when the
+    /// record is there.
+    pub turn: Option<Turn>,
 }
 
 /// How layers are written; the same for all of a build.
@@ -143,6 +147,8 @@ pub struct Workshop {
     pub clamp: Option<i64>,
     /// Threads for compressing.
     pub threads: NonZeroUsize,
+    /// Age in seconds from which a record isn't used any more.
+    pub ttl: Option<u64>,
 }
 
 /// The writing thread of one stage.
@@ -232,6 +238,9 @@ impl Workshop {
     /// Those of the store.
     pub fn usable(&self, record: &StepRecord) -> Result<Option<LayerFacts>, LayerError> {
         let Some(mut facts) = facts_of(record) else { return Ok(None) };
+        if self.ttl.is_some_and(|ttl| record.is_expired(ttl, now())) {
+            return Ok(None);
+        }
         let known: Option<CompressedRecord> =
             self.cache.record(&compressed_key(&facts.diff_id, &self.compression.label()));
         if let Some(known) = known {
@@ -329,6 +338,7 @@ impl Workshop {
             compressed: Some(compressed(&facts.descriptor)),
             created: facts.created.seconds,
             created_nanoseconds: facts.created.nanoseconds,
+            stored: now(),
             empty: job.set.is_empty(),
             definition: job.keys.definition,
             content: Some(content),
@@ -362,6 +372,11 @@ pub(super) fn compressed_put(
 ) -> (Bucket, Key, Vec<u8>) {
     let record = CompressedRecord { blob: compressed(blob) };
     (Bucket::Compressed, compressed_key(diff_id, setting), record.encode())
+}
+
+/// The clock, in seconds since 1970.
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
 }
 
 /// What a record says of a layer.

@@ -48,6 +48,13 @@ pub enum Progress {
         /// `[build 2/5] RUN make`.
         title: String,
     },
+    /// Another build is at this very step: its result is waited for.
+    Waiting {
+        /// Its number.
+        step: StepNumber,
+        /// How long at most; then the step is built here as well.
+        limit: Duration,
+    },
     /// A step's process wrote something.
     Output {
         /// Its number.

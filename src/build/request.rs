@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Error;
+use crate::collect::Limits;
 use crate::image::Format;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
@@ -202,6 +203,8 @@ pub struct Request {
     pub cache_dir: PathBuf,
     /// The cache shared with other machines, asked after the local one.
     pub cache_repo: Option<CacheRepo>,
+    /// `--cache-max-size` and `--cache-ttl`.
+    pub cache_limits: Limits,
     /// How changes are found.
     pub snapshot: SnapshotMode,
     /// `--oci-layout-path`.

@@ -9,6 +9,7 @@ use yadokari_cache::Bucket;
 use yadokari_cache::Key;
 use yadokari_cache::Record;
 use yadokari_cache::StepRecord;
+use yadokari_cache::Turn;
 
 use super::Error;
 use super::Progress;
@@ -37,6 +38,8 @@ use super::shared_cache::Answer;
 use super::shared_cache::SharedCache;
 use super::shared_cache::SharedStep;
 use super::slot::Slot;
+use super::turn;
+use super::turn::Turned;
 use crate::change::ChangeLog;
 use crate::oci::digest::DiffId;
 use crate::overlay::Lower;
@@ -137,6 +140,8 @@ struct Keys {
     /// What the keys were made of, for explaining the next miss.
     fields: Vec<(String, String)>,
     inferred: Option<Key>,
+    /// The right to be the only one who runs it, until its record is there.
+    turn: Option<Turn>,
 }
 
 /// A stage on its way.
@@ -323,8 +328,18 @@ impl<'a> StageRun<'a> {
         let keys =
             key::of_step(&self.definition, &step.action, &inputs.contents, &self.surroundings);
         self.definition = keys.definition;
+        let mut turn = None;
+        let mut found = self.look_up(&keys, &step.action, inferred)?;
+        let forced = matches!(found, Err(Absence::Forced(_)));
+        if found.is_err() && !forced && shared.mode == Mode::Build {
+            let again = || Ok(self.look_up_here(&keys, inferred)?.ok());
+            match turn::wait(shared, &keys, number, again)? {
+                Turned::Hit(facts) => found = Ok(*facts),
+                Turned::Build(taken) => turn = taken,
+            }
+        }
         let mut reasons = Vec::new();
-        let (slot, outcome) = match self.look_up(&keys, &step.action, inferred)? {
+        let (slot, outcome) = match found {
             Ok(facts) => {
                 self.explainer.hit(shared, step, &inputs, &keys, &self.surroundings)?;
                 self.root = None;
@@ -340,7 +355,7 @@ impl<'a> StageRun<'a> {
                 shared.observer.observe(Progress::Missed { step: number, reasons: why });
                 self.misses += 1;
                 shared.first_miss(self.index);
-                let keys = Keys { keys, fields, inferred };
+                let keys = Keys { keys, fields, inferred, turn };
                 (self.execute(step, inputs, keys, number, started)?, Outcome::Done)
             }
         };
@@ -535,7 +550,7 @@ impl<'a> StageRun<'a> {
         &mut self,
         step: &Step,
         inputs: Inputs,
-        Keys { keys, fields, inferred }: Keys,
+        Keys { keys, fields, inferred, turn }: Keys,
         number: StepNumber,
         started: Instant,
     ) -> Result<LayerSlot, Error> {
@@ -579,6 +594,7 @@ impl<'a> StageRun<'a> {
             inferred,
             overlay,
             slot: Arc::clone(&slot),
+            turn,
         };
         let writer = match &self.writer {
             Some(writer) => writer,

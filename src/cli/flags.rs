@@ -15,8 +15,7 @@ use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 
-use super::cache_mount::ExportMount;
-use super::cache_mount::ImportMount;
+use super::cache::CacheArguments;
 pub use groups::Logging;
 pub use groups::Pull;
 pub use warm::Warm;
@@ -36,32 +35,12 @@ pub struct Yadokari {
 pub enum Command {
     /// Build an image from a Dockerfile and push it
     Build(Box<Build>),
-    /// Look after the cache
+    /// Look after the cache: show, check, shrink it, move its mounts
     Cache(CacheArguments),
     /// Fetch base images, and steps of a shared cache, ahead of builds
     Warm(Box<Warm>),
     /// Print the version
     Version,
-}
-
-/// Looks after the cache directory.
-#[derive(Debug, Args)]
-pub struct CacheArguments {
-    /// Directory of the cache
-    #[arg(long, global = true, env = "YADOKARI_CACHE_DIR", value_name = "DIR")]
-    pub cache_dir: Option<PathBuf>,
-    /// What to do.
-    #[command(subcommand)]
-    pub command: CacheCommand,
-}
-
-/// The subcommands of `yadokari cache`.
-#[derive(Debug, Subcommand)]
-pub enum CacheCommand {
-    /// Write a RUN --mount=type=cache directory as a tar
-    ExportMount(ExportMount),
-    /// Make a RUN --mount=type=cache directory out of a tar, instead of what is there
-    ImportMount(ImportMount),
 }
 
 /// Builds an image from a Dockerfile and pushes it, with kaniko's command line.
@@ -198,6 +177,12 @@ pub struct Build {
     /// Directory of the cache
     #[arg(long, env = "YADOKARI_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// Remove what was used longest ago when the cache has more, e.g. 20GiB [default: no limit]
+    #[arg(long, env = "YADOKARI_CACHE_MAX_SIZE", value_name = "SIZE")]
+    pub cache_max_size: Option<String>,
+    /// Use and keep nothing that is older, e.g. 336h
+    #[arg(long, default_value = super::cache_limits::DEFAULT_TTL, value_name = "DURATION")]
+    pub cache_ttl: String,
     /// Also skip COPY and ADD
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub cache_copy_layers: bool,
@@ -337,7 +322,6 @@ pub enum CompressionKind {
 pub const MISSING: &[&str] = &[
     "annotation",
     "bucket",
-    "cache-ttl",
     "credential-helpers",
     "dryrun",
     "force-build-metadata",

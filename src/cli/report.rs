@@ -174,6 +174,16 @@ impl Observer for Reporter {
                     self.line("1", &format!("#{} {title}", step.0));
                 }
             }
+            Progress::Waiting { step, limit } if self.shows(Verbosity::Info) => {
+                if json {
+                    self.json(json!({
+                        "level": "info", "step": step.0, "event": "waiting",
+                        "limitSeconds": limit.as_secs_f64(), "msg": "waiting for another build",
+                    }));
+                } else {
+                    self.line("", &format!("#{} waiting for another build of this step", step.0));
+                }
+            }
             Progress::Output { step, stream, bytes } if self.shows(Verbosity::Info) => {
                 self.output(step, stream, &bytes);
             }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::path::PathBuf;
 
+use super::cache_limits;
 use super::flags::Build;
 use super::flags::CompressionKind;
 use super::flags::ImageFormat;
@@ -30,6 +31,13 @@ mod places;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct FlagError(String);
+
+impl FlagError {
+    /// A flag with a value that can't be read.
+    pub(super) fn new(flag: &str, value: &str, reason: &str) -> Self {
+        wrong(format!("{flag} {value}: {reason}"))
+    }
+}
 
 pub(super) fn wrong(message: impl Into<String>) -> FlagError {
     FlagError(message.into())
@@ -107,7 +115,9 @@ pub(super) fn resolve(
         ImageFormat::Oci => Format::Oci,
         ImageFormat::Docker => Format::Docker,
     });
-    let cache_repo = cache_repo(flags, no_push, &destinations)?;
+    let cache_limits = cache_limits::limits(flags.cache_max_size.as_deref(), &flags.cache_ttl)?;
+    let cache_repo = cache_repo(flags, no_push, &destinations)?
+        .map(|repo| CacheRepo { ttl: cache_limits.ttl, ..repo });
     Ok(Request {
         context: flags.context.clone(),
         context_sub_path: flags.context_sub_path.clone(),
@@ -126,6 +136,7 @@ pub(super) fn resolve(
         no_cache_filter: flags.no_cache_filter.iter().map(|name| name.to_lowercase()).collect(),
         cache_dir: cache_dir(flags.cache_dir.as_deref(), variable),
         cache_repo,
+        cache_limits,
         snapshot: match flags.snapshot_mode {
             Snapshot::Log => SnapshotMode::Log,
             Snapshot::Full => SnapshotMode::Walk(WalkMode::Full),

@@ -4,12 +4,14 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use sha2::{Digest as _, Sha256};
 use yadokari_cache::Lease;
 
 use crate::oci::digest::{DiffId, Digest};
 use crate::store::error::Error;
+use crate::store::seal::Seal;
 use crate::store::{Store, blob_name, layer_names};
 
 /// A file in `tmp/` that goes unless it gets its name.
@@ -38,7 +40,12 @@ impl Draft {
         self.file.write(bytes).map_err(|error| Error::io("write", &self.path)(error).into_io())
     }
 
-    fn sync(&self) -> Result<(), Error> {
+    /// Makes the bytes durable, and seals them as those of `digest`.
+    fn sync(&self, digest: &[u8; 32]) -> Result<(), Error> {
+        // Without a seal the file is hashed before its first use.
+        if let Err(error) = Seal::of(digest).put(&self.file) {
+            tracing::debug!(%error, path = %self.path.display(), "not sealed");
+        }
         self.file.sync_data().map_err(Error::io("sync", &self.path))
     }
 
@@ -95,10 +102,13 @@ impl<'a> BlobWriter<'a> {
         let name = blob_name(&digest);
         self.store.hold(&name)?;
         let target = self.store.directory().join(&name);
-        let exists = fs::metadata(&target).is_ok_and(|found| found.len() == self.size);
+        let exists = fs::metadata(&target).is_ok_and(|found| {
+            found.len() == self.size && Seal::of(digest.as_bytes()).is_on(&found)
+        });
         if !exists {
-            self.draft.sync()?;
+            self.draft.sync(digest.as_bytes())?;
             self.draft.name(&target)?;
+            self.store.added.fetch_add(self.size, Ordering::Relaxed);
         }
         // Also where another process was first: its name may not be durable yet.
         self.store.sync_parent(&target)?;
@@ -160,13 +170,14 @@ impl<'a> LayerWriter<'a> {
         }
         let (tar, index_name) = layer_names(diff_id);
         let directory = self.store.directory();
-        self.tar.sync()?;
+        self.tar.sync(diff_id.as_bytes())?;
         self.tar.name(&directory.join(tar))?;
         let mut draft = Draft::new(self.store.lease()?)?;
         draft.file.write_all(index).map_err(Error::io("write", &draft.path))?;
-        draft.sync()?;
+        draft.sync(diff_id.as_bytes())?;
         let target = directory.join(index_name);
         draft.name(&target)?;
+        self.store.added.fetch_add(self.size + index.len() as u64, Ordering::Relaxed);
         self.store.sync_parent(&target)
     }
 }

@@ -63,13 +63,6 @@ pub enum Error {
         /// What the bytes gave.
         found: Digest,
     },
-    /// A stored blob no longer has its digest; it was removed, so that the next
-    /// look finds it missing.
-    #[error("{} was damaged and is removed from the cache", path.display())]
-    Damaged {
-        /// Where it was.
-        path: PathBuf,
-    },
     /// A blob is larger than the caller is willing to hold in memory.
     #[error("{} has {size} bytes, at most {limit} were expected", path.display())]
     TooLarge {

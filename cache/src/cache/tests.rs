@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
+use crate::survey::Compacted;
 
 /// Runs a claim for each index this program has.
 macro_rules! contract {
@@ -36,6 +37,9 @@ contract!(
     a_killed_fold_is_repeated_without_harm,
     many_folds_keep_everything,
     nothing_is_left_in_flight,
+    what_is_taken_back_is_gone_before_and_after_a_fold,
+    taking_back_spares_what_was_put_meanwhile,
+    a_log_made_shorter_says_the_same,
 );
 
 struct Room {
@@ -470,4 +474,114 @@ proptest! {
             }
         }
     }
+}
+
+fn name_of(cache: &Cache, bucket: Bucket, key: &Key) -> RecordName {
+    RecordName::new(bucket.name(), *key, &cache.get(bucket, key).unwrap())
+}
+
+fn all(cache: &Cache) -> Vec<(String, Key, Vec<u8>)> {
+    let mut found = Vec::new();
+    let count = cache
+        .each_record(&mut |seen| found.push((seen.bucket.to_owned(), seen.key, seen.value.into())))
+        .unwrap();
+    assert_eq!(count as usize, found.len());
+    found.sort();
+    found
+}
+
+fn what_is_taken_back_is_gone_before_and_after_a_fold(kind: Kind) {
+    for (fold_put, fold_back) in [(false, false), (false, true), (true, false), (true, true)] {
+        let room = Room::new(kind);
+        let (cache, other) = (room.open(), room.open());
+        let (gone, stays) = (Key::from_bytes([1; 32]), Key::from_bytes([2; 32]));
+        for key in [gone, stays] {
+            cache.put(&[(Bucket::Steps, key, b"value".to_vec())]).unwrap();
+        }
+        if fold_put {
+            cache.fold(Fold::Now).unwrap();
+        }
+        cache.take_back(&[name_of(&cache, Bucket::Steps, &gone)]).unwrap();
+        if fold_back {
+            cache.fold(Fold::Now).unwrap();
+        }
+        for handle in [&cache, &other, &room.open()] {
+            assert_eq!(handle.get(Bucket::Steps, &gone), None, "{fold_put} {fold_back}");
+            assert!(handle.get(Bucket::Steps, &stays).is_some());
+            assert_eq!(all(handle), [("steps.v1".into(), stays, b"value".to_vec())]);
+        }
+        cache.put(&[(Bucket::Steps, gone, b"value".to_vec())]).unwrap();
+        for _ in 0..2 {
+            assert!(room.open().get(Bucket::Steps, &gone).is_some(), "put again");
+            cache.fold(Fold::Now).unwrap();
+        }
+    }
+}
+
+fn taking_back_spares_what_was_put_meanwhile(kind: Kind) {
+    let room = Room::new(kind);
+    let (builder, collector) = (room.open(), room.open());
+    let key = Key::from_bytes([1; 32]);
+    for fold in [false, true] {
+        builder.put(&[(Bucket::Steps, key, b"old".to_vec())]).unwrap();
+        let seen = name_of(&collector, Bucket::Steps, &key);
+        builder.put(&[(Bucket::Steps, key, b"new".to_vec())]).unwrap();
+        if fold {
+            builder.fold(Fold::Now).unwrap();
+        }
+        collector.take_back(&[seen]).unwrap();
+        assert_eq!(room.open().get(Bucket::Steps, &key).as_deref(), Some(&b"new"[..]));
+        builder.fold(Fold::Now).unwrap();
+        assert_eq!(room.open().get(Bucket::Steps, &key).as_deref(), Some(&b"new"[..]));
+    }
+}
+
+fn a_log_made_shorter_says_the_same(kind: Kind) {
+    let room = Room::new(kind);
+    let cache = room.open();
+    let key = |number: u32| Key::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes());
+    let value = |number: u32| vec![number as u8; 5_000];
+    for chunk in 0..20 {
+        let puts: Vec<_> =
+            (0..50).map(|n| (Bucket::Steps, key(chunk * 50 + n), value(chunk * 50 + n))).collect();
+        cache.put(&puts).unwrap();
+    }
+    cache.fold(Fold::Now).unwrap();
+    assert_eq!(cache.compact(false).unwrap(), Compacted::NotWorthwhile);
+    let open = room.open();
+    assert!(open.get(Bucket::Steps, &key(0)).is_some());
+    let names: Vec<_> =
+        (0..900).map(|number| RecordName::new("steps.v1", key(number), &value(number))).collect();
+    cache.take_back(&names).unwrap();
+    let Compacted::Done(saved) = cache.compact(false).unwrap() else { panic!("worthwhile") };
+    assert!(saved > 4_000_000);
+    let logs = |room: &Room| {
+        let names = fs::read_dir(room.path("records")).unwrap();
+        let mut names: Vec<_> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name.ends_with(".log"));
+        names
+    };
+    assert_eq!(logs(&room), ["2.log"]);
+    cache.put(&[(Bucket::Steps, key(2_000), value(7))]).unwrap();
+    cache.fold(Fold::Now).unwrap();
+    for handle in [&open, &cache, &room.open()] {
+        for number in 0..1_000 {
+            let found = handle.get(Bucket::Steps, &key(number));
+            assert_eq!(found, (number >= 900).then(|| value(number)), "{number}");
+        }
+        assert!(handle.get(Bucket::Steps, &key(2_000)).is_some());
+        assert_eq!(handle.take_notices(), []);
+    }
+    assert_eq!(all(&cache).len(), 101);
+    // Killed between the new log and the index's new position.
+    fs::rename(room.path("records/2.log"), room.path("records/3.log")).unwrap();
+    assert!(room.open().get(Bucket::Steps, &key(950)).is_some());
+    cache.put(&[(Bucket::Steps, key(2_001), value(7))]).unwrap();
+    cache.fold(Fold::Now).unwrap();
+    let reader = room.open();
+    assert!(reader.get(Bucket::Steps, &key(950)).is_some());
+    assert!(reader.get(Bucket::Steps, &key(2_001)).is_some());
+    assert_eq!(reader.get(Bucket::Steps, &key(5)), None);
+    assert_eq!([cache.take_notices(), reader.take_notices()], [[], []]);
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Notice};
 use crate::index::log::{Log, Position};
-use crate::index::{Index, index_key};
+use crate::index::{Effect, Index, effect, hash};
 
 pub(crate) struct Plain {
     cache: PathBuf,
@@ -37,8 +37,19 @@ impl Plain {
         let values = &mut self.values;
         let end = log.read(self.read_to.offset, notices, |start, items| {
             for item in items {
-                let place = (start + item.value_offset as u64, item.value.len());
-                values.insert(index_key(item.bucket, &item.key), place);
+                match effect(item) {
+                    (name, Effect::Put(value)) => {
+                        values.insert(name, (start + item.value_offset as u64, value.len()));
+                    }
+                    (name, Effect::TakeBack(hashed)) => {
+                        if let Some(&(offset, length)) = values.get(&name)
+                            && hash(&log.value(offset, length)?) == hashed
+                        {
+                            values.remove(&name);
+                        }
+                    }
+                    (_, Effect::Nothing) => {}
+                }
             }
             io::Result::Ok(())
         })?;
@@ -73,6 +84,8 @@ impl Index for Plain {
     fn extend(&mut self, _log: &Log, _notices: &mut Vec<Notice>) -> Result<(), Error> {
         Ok(())
     }
+
+    fn moved(&mut self, _end: Position) {}
 
     fn settle(&mut self) {}
 }

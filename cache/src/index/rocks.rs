@@ -25,7 +25,7 @@ use crate::aside::set_aside;
 use crate::error::{Error, Notice};
 use crate::index::log::{self, Log, Position};
 use crate::index::plain::Plain;
-use crate::index::{Index, index_key};
+use crate::index::{Effect, Index, effect, hash};
 
 /// Key of the position; no bucket begins with a zero byte.
 const POSITION: &[u8] = b"\0position";
@@ -159,6 +159,11 @@ impl Rocks {
                     {
                         return Ok((db, position.offset));
                     }
+                    // Killed after a shorter log was written: no damage.
+                    Some(position) if position.log < log.number => {
+                        drop(db);
+                        fs::remove_dir_all(&self.path).map_err(Error::io("remove", &self.path))?;
+                    }
                     _ => doubt = Some("it belongs to another record log".to_owned()),
                 },
                 // Made anew and still no good: the disk, not the index.
@@ -177,9 +182,25 @@ impl Rocks {
         notices: &mut Vec<Notice>,
     ) -> Result<(), Failure> {
         let mut batch = WriteBatch::default();
+        let mut puts = false;
         let end = log.read(from, notices, |_, items| {
             for item in items {
-                batch.put(index_key(item.bucket, &item.key), item.value);
+                match effect(item) {
+                    (name, Effect::Put(value)) => {
+                        batch.put(name, value);
+                        puts = true;
+                    }
+                    (name, Effect::TakeBack(hashed)) => {
+                        // What is in the batch can't be asked.
+                        if std::mem::take(&mut puts) {
+                            db.write_without_wal(std::mem::take(&mut batch))?;
+                        }
+                        if db.get(&name)?.is_some_and(|value| hash(&value) == hashed) {
+                            batch.delete(name);
+                        }
+                    }
+                    (_, Effect::Nothing) => {}
+                }
             }
             if batch.size_in_bytes() > BATCH {
                 db.write_without_wal(std::mem::take(&mut batch))?;
@@ -252,6 +273,12 @@ impl Index for Rocks {
             }
         }
         unreachable!("the last attempt returns")
+    }
+
+    fn moved(&mut self, end: Position) {
+        if let Some(db) = &self.writer {
+            let _ = db.put(POSITION, encode(end)).and_then(|()| db.flush());
+        }
     }
 
     fn settle(&mut self) {

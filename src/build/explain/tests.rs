@@ -12,9 +12,14 @@ use crate::plan::step::MountKind;
 use crate::plan::step::Network;
 use crate::plan::step::Origin;
 use crate::plan::step::RunStep;
+use crate::step::run::Conditions;
 
 fn surroundings() -> Surroundings {
-    Surroundings { platform: Platform::new("linux", "amd64", None), clamp: None }
+    Surroundings {
+        platform: Platform::new("linux", "amd64", None),
+        clamp: None,
+        conditions: Conditions::default(),
+    }
 }
 
 fn step(action: Action) -> Step {
@@ -109,7 +114,7 @@ fn every_field_of_the_key_is_kept() {
     }
     actions.push(Action::Workdir { path: "/a".to_owned(), user: String::new() });
     actions.push(Action::Workdir { path: "/a".to_owned(), user: "u".to_owned() });
-    let arm = Surroundings { platform: Platform::new("linux", "arm64", None), clamp: None };
+    let arm = Surroundings { platform: Platform::new("linux", "arm64", None), ..surroundings() };
     let clamped = Surroundings { clamp: Some(1), ..surroundings() };
 
     let mask = mask(&no_places());

@@ -301,6 +301,8 @@ impl Outline {
             created: document.created,
             created_nanoseconds: document.created_nanoseconds,
             empty: document.empty,
+            // Its age counts from when it was made.
+            stored: 0,
             inputs: Vec::new(),
             definition: key(&document.definition)?,
             content: document.content.as_deref().map(key).transpose()?,

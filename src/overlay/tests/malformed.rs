@@ -137,8 +137,7 @@ fn ask(overlay: &Overlay, (what, one, two, first, second, x, y): Ask) {
         21 => drop(overlay.op_write_back(ino, offset, &piece)),
         22 => drop(overlay.op_read(ino, offset, &mut vec![0; (y % 70_000) as usize])),
         23 => {
-            let what =
-                [Space::Extend, Space::Keep, Space::Punch, Space::Zero, Space::ZeroKeep];
+            let what = [Space::Extend, Space::Keep, Space::Punch, Space::Zero, Space::ZeroKeep];
             let _ = overlay.op_fallocate(ino, offset, length, what[second as usize % 5]);
             let _ = overlay.op_kill_set_id(ino);
         }
