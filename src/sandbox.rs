@@ -18,6 +18,11 @@
 //! first thing `main` does is to call [`child_main_if_asked`]. The specification,
 //! which holds secrets, travels over a socket: never over arguments or environment.
 //!
+//! Where a container has no right to make namespaces, a process runs in the
+//! builder's own root without any ([`InPlace`]); there is no pid 1 then, the outer
+//! process ends what the command leaves behind, and a [`Recorder`] is told of every
+//! call that could change a file.
+//!
 //! Mount points must exist in the root before a process is run, except below a
 //! mount made by the sandbox itself (`/dev`, or an earlier mount of the process):
 //! those are made on the spot. This module never creates anything in the root.
@@ -29,9 +34,11 @@
 
 mod child;
 mod error;
+mod in_place;
 mod init;
 mod mounts;
 mod namespaces;
+mod recorder;
 mod seccomp;
 mod spec;
 pub mod user;
@@ -42,8 +49,11 @@ pub use error::Error;
 pub use error::Operation;
 pub use namespaces::Cancel;
 pub use namespaces::Namespaces;
+pub use recorder::Recorder;
+pub use recorder::Recording;
 pub use spec::Exit;
 pub use spec::Fallback;
+pub use spec::InPlace;
 pub use spec::MountPoint;
 pub use spec::Process;
 pub use spec::SecretBytes;

@@ -196,6 +196,8 @@ pub fn run(
             network: step.network != Network::None,
             hostname: HOSTNAME.to_owned(),
             shm_size: SHM_SIZE,
+            in_place: None,
+            recorder: None,
             cancel: Some(Arc::clone(&place.cancel)),
         };
         Ok(place.runner.run(&process, output)?)
