@@ -10,6 +10,7 @@
 pub mod base;
 mod client;
 mod error;
+mod in_place;
 pub mod inputs;
 pub mod key;
 pub mod layers;
@@ -138,6 +139,7 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
 
     let built = shared.run_stages();
     shared.save_context_digests();
+    let left = shared.leave_root(built.as_deref().ok());
     let image = built.and_then(|finished| {
         let image = assemble(request, &plan, &finished, clamp)?;
         Ok((finished, image))
@@ -150,6 +152,7 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
         crew.observer.observe(Progress::Warning(notice.to_string()));
     }
     let (finished, image) = image?;
+    left?;
     let pushed = match &uploads {
         Some(uploads) => uploads.publish(&image, finished.base.as_deref(), finished.misses > 0)?,
         None => Vec::new(),

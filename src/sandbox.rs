@@ -102,3 +102,24 @@ pub fn isolate_mounts() -> Result<(), Error> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(failed(Operation::Propagation))
 }
+
+/// Whether this process could make a user namespace. To be called before there is a
+/// second thread; changes nothing.
+///
+/// # Errors
+/// That of unshare(2), or of fork(2).
+pub fn probe_user_namespace() -> io::Result<()> {
+    use rustix::thread::UnshareFlags;
+
+    let Some(pid) = child::fork()? else {
+        // SAFETY: as in `isolate_mounts`; this process has one thread and ends here.
+        let made = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) };
+        child::leave(made.map_or_else(rustix::io::Errno::raw_os_error, |()| 0));
+    };
+    let status = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
+    match status.and_then(|(_, status)| status.exit_status()) {
+        Some(0) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::ErrorKind::Other.into()),
+    }
+}

@@ -8,6 +8,7 @@ use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
 use crate::registry;
+use crate::rootfs::in_place;
 use crate::snapshot::Mode as WalkMode;
 
 /// Where a secret's value comes from.
@@ -36,6 +37,21 @@ pub enum SnapshotMode {
     Log,
     /// By walking the whole tree before and after, as kaniko does.
     Walk(WalkMode),
+}
+
+/// Which root RUN steps see.
+#[derive(Clone, Debug, Default)]
+pub enum RootChoice {
+    /// Our overlay, mounted.
+    #[default]
+    Overlay,
+    /// The container's own `/`.
+    InPlace {
+        /// How it is treated.
+        options: in_place::Options,
+        /// Where it is remembered what it shows.
+        state: PathBuf,
+    },
 }
 
 /// Everything a build needs to know.
@@ -70,6 +86,8 @@ pub struct Request {
     pub cache_dir: PathBuf,
     /// How changes are found.
     pub snapshot: SnapshotMode,
+    /// Where RUN steps happen.
+    pub root: RootChoice,
     /// `--oci-layout-path`.
     pub oci_layout: Option<PathBuf>,
     /// `--tar-path`.

@@ -2,6 +2,7 @@
 //! and the images that files are copied from.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -36,6 +37,7 @@ use crate::context::DigestMemory;
 use crate::dockerfile::Dockerfile;
 use crate::dockerfile::Warning;
 use crate::ignore::Matcher;
+use crate::oci::digest::DiffId;
 use crate::oci::platform::Platform;
 use crate::overlay::Lower;
 use crate::overlay::Overlay;
@@ -43,6 +45,7 @@ use crate::plan::Plan;
 use crate::plan::step::MountKind;
 use crate::plan::step::Origin;
 use crate::plan::step::RunStep;
+use crate::rootfs::InPlace;
 use crate::sandbox::Cancel;
 use crate::sandbox::Runner;
 use crate::step;
@@ -80,11 +83,11 @@ pub struct Shared<'a> {
     pub cancel: Arc<Cancel>,
     /// Set when the user interrupts.
     pub interrupted: &'a AtomicBool,
-    state: State,
+    pub(super) state: State,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     steps: AtomicU32,
     scratches: AtomicU32,
     context_tree: OnceLock<Arc<ContextTree>>,
@@ -92,7 +95,14 @@ struct State {
     stages: Mutex<BTreeMap<usize, StageSlot>>,
     /// Trees that files are copied from, by stage or image.
     trees: Mutex<BTreeMap<String, OpenTree>>,
+    /// The container's own root, once something has to be run in it.
+    pub(super) in_place: Mutex<Option<InPlace>>,
+    /// The table that it shows, and the layers that hold all of it.
+    pub(super) occupied: Mutex<Option<Occupied>>,
 }
+
+/// An overlay, the diff IDs of its base and the layers above.
+pub(super) type Occupied = (Arc<Overlay>, Vec<DiffId>, Vec<LayerSlot>);
 
 /// A tree that files are copied from, with the layers it is made of.
 type OpenTree = (Vec<Lower>, Arc<Overlay>);
@@ -165,20 +175,28 @@ impl<'a> Shared<'a> {
         for &index in &self.plan.needed {
             lock(&self.state.stages).entry(index).or_default();
         }
-        std::thread::scope(|scope| {
-            for &index in &self.plan.needed {
-                scope.spawn(move || {
-                    let run = || stage::run(self, index);
-                    let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
-                        .unwrap_or(Err(Error::Panic));
-                    if finished.is_err() {
-                        self.cancel.cancel();
-                    }
-                    let slot = lock(&self.state.stages).entry(index).or_default().clone();
-                    slot.fill(finished.map(Arc::new).map_err(Arc::new));
-                });
+        let run = |index: usize| {
+            let run = || stage::run(self, index);
+            let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+                .unwrap_or(Err(Error::Panic));
+            if finished.is_err() {
+                self.cancel.cancel();
             }
-        });
+            let slot = lock(&self.state.stages).entry(index).or_default().clone();
+            slot.fill(finished.map(Arc::new).map_err(Arc::new));
+        };
+        if self.is_in_place() {
+            // There is one root: stages take turns, in the order of the file, so that
+            // none waits for a later one.
+            let ordered: BTreeSet<usize> = self.plan.needed.iter().copied().collect();
+            ordered.into_iter().for_each(run);
+        } else {
+            std::thread::scope(|scope| {
+                for &index in &self.plan.needed {
+                    scope.spawn(move || run(index));
+                }
+            });
+        }
         let failures: Vec<Error> =
             self.plan.needed.iter().filter_map(|&index| self.stage(index).err()).collect();
         let by_itself = |error: &Error| !matches!(error.cause(), Error::Interrupted);
@@ -429,6 +447,6 @@ impl From<step::Error> for Error {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -216,7 +216,7 @@ enum PointKind {
     File(SecretBytes, u16, u32, u32),
 }
 
-fn set(environment: &mut Vec<(String, String)>, name: &str, value: &str) {
+pub(super) fn set(environment: &mut Vec<(String, String)>, name: &str, value: &str) {
     match environment.iter_mut().find(|(key, _)| key == name) {
         Some(entry) => value.clone_into(&mut entry.1),
         None => environment.push((name.to_owned(), value.to_owned())),
