@@ -93,6 +93,8 @@ pub(super) struct State {
     context_tree: OnceLock<Arc<ContextTree>>,
     memory: OnceLock<Arc<ContextDigests>>,
     stages: Mutex<BTreeMap<usize, StageSlot>>,
+    /// Stages that somebody runs or has run.
+    begun: Mutex<BTreeSet<usize>>,
     /// Trees that files are copied from, by stage or image.
     trees: Mutex<BTreeMap<String, OpenTree>>,
     /// The container's own root, once something has to be run in it.
@@ -175,25 +177,14 @@ impl<'a> Shared<'a> {
         for &index in &self.plan.needed {
             lock(&self.state.stages).entry(index).or_default();
         }
-        let run = |index: usize| {
-            let run = || stage::run(self, index);
-            let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
-                .unwrap_or(Err(Error::Panic));
-            if finished.is_err() {
-                self.cancel.cancel();
-            }
-            let slot = lock(&self.state.stages).entry(index).or_default().clone();
-            slot.fill(finished.map(Arc::new).map_err(Arc::new));
-        };
         if self.is_in_place() {
-            // There is one root: stages take turns, in the order of the file, so that
-            // none waits for a later one.
-            let ordered: BTreeSet<usize> = self.plan.needed.iter().copied().collect();
-            ordered.into_iter().for_each(run);
+            // There is one root: stages take turns. One that reads another runs that
+            // first (see `Shared::stage`).
+            self.plan.needed.iter().for_each(|&index| self.run_stage(index));
         } else {
             std::thread::scope(|scope| {
                 for &index in &self.plan.needed {
-                    scope.spawn(move || run(index));
+                    scope.spawn(move || self.run_stage(index));
                 }
             });
         }
@@ -207,11 +198,29 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// The result of a stage; waits for it.
+    /// Runs a stage in this thread, unless that was begun already.
+    fn run_stage(&self, index: usize) {
+        if !lock(&self.state.begun).insert(index) {
+            return;
+        }
+        let run = || stage::run(self, index);
+        let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+            .unwrap_or(Err(Error::Panic));
+        if finished.is_err() {
+            self.cancel.cancel();
+        }
+        let slot = lock(&self.state.stages).entry(index).or_default().clone();
+        slot.fill(finished.map(Arc::new).map_err(Arc::new));
+    }
+
+    /// The result of a stage; waits for it, or where stages take turns, runs it.
     ///
     /// # Errors
     /// The stage's own, shared.
     pub fn stage(&self, index: usize) -> Result<Arc<Finished>, Error> {
+        if self.is_in_place() && self.plan.needed.contains(&index) {
+            self.run_stage(index);
+        }
         let slot = lock(&self.state.stages).get(&index).cloned();
         let slot = slot.ok_or(Error::Panic)?;
         slot.wait().map_err(Error::Stage)
