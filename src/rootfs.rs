@@ -5,8 +5,6 @@
 pub mod in_place;
 pub mod outside;
 mod read;
-#[cfg(test)]
-mod tests;
 mod write;
 
 pub use in_place::InPlace;

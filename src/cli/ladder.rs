@@ -59,7 +59,16 @@ pub(super) fn choose(
                 Ok(chosen) => return Ok(chosen),
                 Err(why) => why,
             };
-            in_place(flags, request, variable, Some(&no_overlay)).or_else(|no_place| {
+            // A root that isn't kaniko's image is not replaced without being asked for: it
+            // may be somebody's workshop.
+            let ours = if kaniko(variable).is_dir() {
+                Ok(())
+            } else {
+                Err(format!("there is no {KANIKO} here; --root=inplace does it nevertheless"))
+            };
+            let chosen =
+                ours.and_then(|()| in_place(flags, request, variable, Some(&no_overlay)));
+            chosen.or_else(|no_place| {
                 Ok(Chosen {
                     root: RootChoice::Overlay,
                     name: "overlay",
@@ -91,6 +100,10 @@ pub(super) fn refusal(
     None
 }
 
+fn kaniko(variable: &dyn Fn(&str) -> Option<String>) -> PathBuf {
+    variable("KANIKO_DIR").map_or_else(|| PathBuf::from(KANIKO), PathBuf::from)
+}
+
 fn in_place(
     flags: &Build,
     request: &Request,
@@ -100,7 +113,7 @@ fn in_place(
     if let Some(why) = refusal(flags.force, variable) {
         return Err(why.to_owned());
     }
-    let kaniko = variable("KANIKO_DIR").map_or_else(|| PathBuf::from(KANIKO), PathBuf::from);
+    let kaniko = kaniko(variable);
     let mut own: Vec<PathBuf> = vec![kaniko.clone()];
     own.extend(request.secrets.iter().filter_map(|secret| match &secret.source {
         SecretSource::File(path) => Some(path.clone()),

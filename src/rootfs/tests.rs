@@ -1,1 +1,0 @@
-//! The mirror on a plain directory.
