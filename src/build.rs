@@ -18,6 +18,7 @@ mod mounts;
 mod outputs;
 pub mod progress;
 mod publish;
+mod remote;
 pub mod request;
 mod shared;
 pub mod slot;
@@ -41,7 +42,6 @@ pub use publish::Pushed;
 pub use request::Request;
 
 use crate::context::Context;
-use crate::context::Location;
 use crate::dockerfile;
 use crate::dockerfile::Dockerfile;
 use crate::ignore::Matcher;
@@ -66,6 +66,8 @@ use base::Bases;
 use client::LazyClient;
 use layers::Workshop;
 use publish::Uploads;
+use remote::Remotes;
+use remote::Watch;
 use shared::Shared;
 use stage::Finished;
 
@@ -101,8 +103,9 @@ pub struct Crew<'a> {
 pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     let cache = Arc::new(Cache::open(&request.cache_dir, Access::ReadWrite)?);
     let store = Arc::new(Store::open(&request.cache_dir)?.with_lease(cache.lease()?));
-    let location = Location::parse(&request.context)?;
-    let mut context = Context::open(&location, &store.scratch()?)?;
+    let remotes = Remotes::new(request, Arc::clone(&store), Arc::clone(&cache));
+    let watch = Watch { observer: crew.observer, interrupted: crew.interrupted };
+    let mut context = remotes.context(&request.context, watch)?;
     if let Some(below) = &request.context_sub_path {
         context = context.below(&RootPath::clamped(below.as_bytes()).unwrap_or_default())?;
     }
@@ -133,6 +136,7 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
         ignore,
         &workshop,
         &bases,
+        &remotes,
         uploads.as_ref(),
         crew,
     );
@@ -151,7 +155,7 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     for notice in cache.take_notices() {
         crew.observer.observe(Progress::Warning(notice.to_string()));
     }
-    let (finished, image) = image?;
+    let (finished, image) = image.map_err(|error| error.at_layer(&dockerfile))?;
     left?;
     let pushed = match &uploads {
         Some(uploads) => uploads.publish(&image, finished.base.as_deref(), finished.misses > 0)?,
@@ -191,6 +195,8 @@ fn plan_stages(
         target: request.target.clone(),
         platform: request.platform.clone(),
         build_platform: request.build_platform.clone(),
+        contexts: request.contexts.clone(),
+        network: request.network,
     };
     let mut plan = plan::plan(dockerfile, &options)?;
     for warning in &plan.warnings {

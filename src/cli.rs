@@ -8,8 +8,10 @@ mod doctor;
 pub mod flags;
 mod interrupt;
 mod ladder;
+mod logging;
 mod report;
 mod request;
+mod screen;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -30,8 +32,6 @@ use flags::Build;
 use flags::Command;
 use flags::Executor;
 use flags::ExecutorCommand;
-use flags::LogFormat;
-use flags::Verbosity;
 use flags::Yadokari;
 use report::Reporter;
 
@@ -76,7 +76,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 
 fn run_build(flags: &Build) -> ExitCode {
     let reporter = Reporter::new(flags.log_format, flags.verbosity, flags.log_timestamp);
-    start_logging(flags);
+    logging::start(flags.verbosity, flags.log_format, reporter.screen());
     let variable = |name: &str| std::env::var(name).ok();
     let mut request = match request::resolve(flags, &variable) {
         Ok(request) => request,
@@ -114,7 +114,9 @@ fn run_build(flags: &Build) -> ExitCode {
     };
     let runner = Namespaces::of_this_program();
     let crew = Crew { observer: &reporter, runner: &runner, cancel, interrupted: &interrupted };
-    match build::build(&request, &crew) {
+    let built = build::build(&request, &crew);
+    reporter.screen().close();
+    match built {
         Ok(report) => {
             tell(&reporter, &report);
             ExitCode::SUCCESS
@@ -141,7 +143,7 @@ fn fail(reporter: &Reporter, error: &build::Error) -> ExitCode {
     {
         reporter.error("the last lines of the failed step:", None);
         for line in output {
-            eprintln(&format!("  {line}"));
+            reporter.screen().line(&format!("  {line}"));
         }
     }
     match error.placed() {
@@ -172,23 +174,4 @@ fn hint(cause: &build::Error) -> Option<String> {
 fn eprintln(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-/// Diagnostics of our own modules, on standard error, with `--verbosity=debug`.
-fn start_logging(flags: &Build) {
-    let level = match flags.verbosity {
-        Verbosity::Panic | Verbosity::Fatal | Verbosity::Error => "error",
-        Verbosity::Warn | Verbosity::Info => "warn",
-        Verbosity::Debug => "yadokari=debug,warn",
-        Verbosity::Trace => "yadokari=trace,info",
-    };
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::new(level));
-    // A second call in one process (a test) keeps the first subscriber.
-    let _ = match flags.log_format {
-        LogFormat::Json => subscriber.json().try_init(),
-        LogFormat::Text => subscriber.with_ansi(false).try_init(),
-        LogFormat::Color => subscriber.try_init(),
-    };
 }

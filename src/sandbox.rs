@@ -54,6 +54,7 @@ pub use recorder::Recording;
 pub use spec::Exit;
 pub use spec::Fallback;
 pub use spec::InPlace;
+pub use spec::Limit;
 pub use spec::MountPoint;
 pub use spec::Process;
 pub use spec::SecretBytes;

@@ -10,6 +10,7 @@ use crate::dockerfile;
 use crate::dockerfile::Dockerfile;
 use crate::dockerfile::Span;
 use crate::dockerfile::suggest;
+use crate::fetch;
 use crate::layer;
 use crate::layout;
 use crate::oci::digest::DiffId;
@@ -202,6 +203,33 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Something on another machine can't be had.
+    #[error(transparent)]
+    Remote(fetch::Error),
+    /// A file broke off on its way, or can't be stored.
+    #[error("cannot fetch {address}: {source}")]
+    Download {
+        /// The URL, password hidden.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file isn't what it should be.
+    #[error("{address} has the digest {found}, and {expected} is expected")]
+    Checksum {
+        /// The URL, password hidden.
+        address: String,
+        /// `--checksum`, or what it was when its key was made.
+        expected: Digest,
+        /// What was fetched.
+        found: Digest,
+    },
+    /// `--git` says something that git can't mean.
+    #[error("--git branch: {0}")]
+    GitOption(String),
+    /// An ssh agent can't be used.
+    #[error(transparent)]
+    Agent(#[from] crate::agent::Error),
     /// No thread could be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
@@ -223,7 +251,14 @@ pub enum Error {
 
 impl Error {
     /// Names the instruction that failed, unless something nearer to it did already.
+    ///
+    /// A layer that failed behind the build names its own instruction, not the one
+    /// that waited for it.
     pub fn at(self, dockerfile: &Dockerfile, span: Span) -> Self {
+        let span = match &self {
+            Self::Layer(error) => error.span.unwrap_or(span),
+            _ => span,
+        };
         match self {
             Self::At { .. }
             | Self::Dockerfile(_)
@@ -234,6 +269,17 @@ impl Error {
                 place: dockerfile::Error::at(dockerfile, span, chain(&other)),
                 source: Box::new(other),
             },
+        }
+    }
+
+    /// Names the instruction whose layer failed, if that is what happened.
+    pub fn at_layer(self, dockerfile: &Dockerfile) -> Self {
+        match &self {
+            Self::Layer(LayerError { span: Some(span), .. }) => {
+                let span = *span;
+                self.at(dockerfile, span)
+            }
+            _ => self,
         }
     }
 
@@ -313,11 +359,18 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut next = error.source();
     while let Some(cause) = next {
         let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
+        if !tells(&text, &cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
         }
         next = cause.source();
     }
     text
+}
+
+/// Whether `text` says already what `cause` does, whatever the case and with or
+/// without the number that the standard library appends.
+fn tells(text: &str, cause: &str) -> bool {
+    let core = cause.split(" (os error").next().unwrap_or(cause);
+    text.to_lowercase().contains(&core.to_lowercase())
 }

@@ -109,6 +109,7 @@ impl Shared<'_> {
                 runner: self.runner,
                 cancel: Arc::clone(&self.cancel),
                 walk,
+                conditions: &self.request.conditions,
                 notice: &notice,
             };
             let exit = step::in_place::run(&mut place, run, mounts, now, output)?;

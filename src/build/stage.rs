@@ -183,6 +183,7 @@ impl<'a> StageRun<'a> {
             surroundings: key::Surroundings {
                 platform: stage.platform.clone(),
                 clamp: shared.request.source_date_epoch,
+                conditions: shared.request.conditions.clone(),
             },
             root: None,
             walk: None,
@@ -360,6 +361,7 @@ impl<'a> StageRun<'a> {
         }
         let job = Job {
             set,
+            span: step.span,
             keys,
             base,
             chain,

@@ -66,8 +66,7 @@ pub(super) fn choose(
             } else {
                 Err(format!("there is no {KANIKO} here; --root=inplace does it nevertheless"))
             };
-            let chosen =
-                ours.and_then(|()| in_place(flags, request, variable, Some(&no_overlay)));
+            let chosen = ours.and_then(|()| in_place(flags, request, variable, Some(&no_overlay)));
             chosen.or_else(|no_place| {
                 Ok(Chosen {
                     root: RootChoice::Overlay,

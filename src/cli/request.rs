@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::flags::Build;
 use super::flags::CompressionKind;
 use super::flags::ImageFormat;
+use super::flags::NetworkKind;
 use super::flags::Snapshot;
 use crate::build::Request;
 use crate::build::request::RootChoice;
@@ -16,8 +17,11 @@ use crate::image::Format;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
+use crate::plan::step::Network;
 use crate::registry;
 use crate::snapshot::Mode as WalkMode;
+
+mod places;
 
 /// A flag that can't be used as it is.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +91,7 @@ pub(super) fn resolve(
             "--tar-path is Docker's format: it can't be used with --image-format=oci",
         ));
     }
+    let (contexts, named_files) = places::contexts(&flags.build_context)?;
     let build_platform = Platform::host();
     let platform = match &flags.custom_platform {
         Some(text) => {
@@ -130,6 +135,16 @@ pub(super) fn resolve(
         compression: compression(flags)?,
         source_date_epoch: epoch(variable)?,
         secrets: secrets(&flags.secret, variable)?,
+        ssh: places::ssh(&flags.ssh, variable)?,
+        git: places::git(&flags.git, &flags.build_arg, variable)?,
+        contexts,
+        named_files,
+        network: match flags.network {
+            NetworkKind::Default => Network::Default,
+            NetworkKind::None => Network::None,
+            NetworkKind::Host => Network::Host,
+        },
+        conditions: places::conditions(flags)?,
         registry: registry_options(flags, variable)?,
         credentials: registry::Environment::read(|name| variable(name).map(Into::into)),
         check_push: !flags.skip_push_permission_check,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::Error;
 use super::copy::make_directories;
 use super::ownership::Accounts;
+use super::run::Conditions;
 use super::run::Prepared;
 use super::run::set;
 use super::stand_in::Contents;
@@ -45,6 +46,8 @@ pub struct Place<'a> {
     pub cancel: Arc<Cancel>,
     /// How changes are found, if not by recording.
     pub walk: Option<Mode>,
+    /// What it finds around it.
+    pub conditions: &'a Conditions,
     /// Is told what was done without, and why.
     pub notice: &'a dyn Fn(String),
 }
@@ -63,6 +66,11 @@ pub fn run(
 ) -> Result<Exit, Error> {
     if step.network == Network::None {
         return Err(Error::Network);
+    }
+    if !place.conditions.hosts.is_empty() || place.conditions.shm_size.is_some() {
+        (place.notice)(
+            "--add-host and --shm-size have no effect in the container's own root".to_owned(),
+        );
     }
     let user = Accounts::read(&*place.overlay.after())?.user(&step.user)?;
     let attributes = Attributes { mode: 0o755, uid: user.uid, gid: user.gid, mtime: now };
@@ -87,6 +95,7 @@ pub fn run(
         process.environment = step.environment.clone();
         process.directory.clone_from(&step.directory);
         process.user = user.clone();
+        process.limits.clone_from(&place.conditions.limits);
         process.cancel = Some(Arc::clone(&place.cancel));
         process.in_place = Some(sandbox::InPlace { record });
         for (name, value) in &step.proxy {
