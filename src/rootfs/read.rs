@@ -154,8 +154,12 @@ impl Reader<'_> {
                 Some(known) => *known == (own.device, own.inode),
                 None => !fresh && (path.is_root() || node.is_none() || own.ctime < self.since),
             };
+            // What is known of a path that the table lost is of no use.
+            let is_same = is_same && !(fresh && node.is_none());
             let mut children: BTreeMap<Name, NodeId> = BTreeMap::new();
-            if let Some(node) = node {
+            if let Some(node) = node
+                && tree.stat(node).map_err(fail)?.is_directory()
+            {
                 children.extend(tree.children(node).map_err(fail)?);
             }
             let entries = directory.entries().map_err(fail)?;
@@ -345,7 +349,7 @@ impl Reader<'_> {
         let is_directory = seen.stat.kind == Kind::Directory;
         if !is_directory && let Some(&linked) = work.inodes.get(&identity) {
             if node != Some(linked) {
-                make_way(self.overlay, &*tree, holder, &name, node)?;
+                make_way(self.overlay, &*tree, holder, &name, node, false)?;
                 self.overlay.link(linked, holder, &name)?;
                 work.directories.insert(parent);
             }
@@ -446,8 +450,8 @@ impl Reader<'_> {
         bytes: Option<Content>,
         spool: &mut Spool,
     ) -> io::Result<NodeId> {
-        make_way(self.overlay, tree, holder, at.name, node)?;
         let stat = &at.seen.stat;
+        make_way(self.overlay, tree, holder, at.name, node, stat.is_directory())?;
         let attributes = attributes(stat);
         let overlay = self.overlay;
         let node = match stat.kind {
@@ -519,16 +523,18 @@ struct Work {
     open: Option<(RootPath, Option<Directory>)>,
 }
 
-/// Removes what stands at `name` if it is a directory: nothing else is in the way.
+/// Removes what stands at `name` if it is a directory, or a directory is to come:
+/// nothing else is in the way.
 fn make_way(
     overlay: &Overlay,
     tree: &dyn Tree,
     holder: NodeId,
     name: &Name,
     node: Option<NodeId>,
+    for_directory: bool,
 ) -> io::Result<()> {
     if let Some(node) = node
-        && tree.stat(node)?.is_directory()
+        && (for_directory || tree.stat(node)?.is_directory())
     {
         overlay.remove(holder, name)?;
     }

@@ -34,6 +34,9 @@ use crate::tree::Timestamp;
 /// Programs whose name in a command says that no_new_privs would spoil it.
 const NEED_PRIVILEGES: [&str; 3] = ["sudo", "doas", "pkexec"];
 
+/// Where the script of a RUN with a heredoc and `#!` lies while it runs.
+const PIPES: &str = "/.pipes";
+
 /// Where a RUN happens.
 pub struct Place<'a> {
     /// The container's root.
@@ -167,7 +170,12 @@ fn put(
         move |error: io::Error| Error::Mount { target, reason: error.to_string() }
     };
     if let Some(script) = &step.script {
-        let target = format!("/dev/pipes/{}", script.name);
+        // A container's /dev lets nothing be executed.
+        let (usual, target) =
+            (format!("/dev/pipes/{}", script.name), format!("{PIPES}/{}", script.name));
+        for argument in process.arguments.iter_mut().filter(|argument| **argument == usual) {
+            argument.clone_from(&target);
+        }
         let contents =
             Contents::File { bytes: script.body.as_bytes(), mode: 0o755, uid: 0, gid: 0 };
         stand_ins.put(&target, contents).map_err(failed(&target))?;
