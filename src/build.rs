@@ -10,6 +10,7 @@
 pub mod base;
 mod client;
 mod error;
+pub mod explain;
 mod in_place;
 pub mod inputs;
 pub mod key;
@@ -19,6 +20,7 @@ mod outputs;
 pub mod progress;
 mod publish;
 mod remote;
+pub mod report;
 pub mod request;
 mod shared;
 pub mod slot;
@@ -39,6 +41,7 @@ pub use error::chain;
 pub use progress::Observer;
 pub use progress::Progress;
 pub use publish::Pushed;
+pub use report::StepReport;
 pub use request::Request;
 
 use crate::context::Context;
@@ -72,7 +75,7 @@ use shared::Shared;
 use stage::Finished;
 
 /// What a build made.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone)]
 pub struct Report {
     /// Digest of the manifest.
     pub manifest: Digest,
@@ -82,6 +85,8 @@ pub struct Report {
     pub pushed: Vec<Pushed>,
     /// Steps of the target stage that ran.
     pub misses: u32,
+    /// Every step that makes a layer, by number.
+    pub steps: Vec<StepReport>,
 }
 
 /// Who takes part in a build besides its request.
@@ -128,6 +133,10 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     };
     let uploads = (request.push && !request.destinations.is_empty())
         .then(|| Uploads::new(&bases, request.destinations.clone(), request.check_push));
+    for name in request.unknown_in_filter(&plan) {
+        crew.observer
+            .observe(Progress::Warning(format!("--no-cache-filter: no stage is called {name}")));
+    }
     let shared = Shared::new(
         request,
         &dockerfile,
@@ -161,8 +170,10 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
         Some(uploads) => uploads.publish(&image, finished.base.as_deref(), finished.misses > 0)?,
         None => Vec::new(),
     };
-    outputs::write(request, &image, finished.base.as_deref(), &bases)?;
+    let steps = shared.reports();
+    outputs::write(request, &image, finished.base.as_deref(), &bases, &steps)?;
     Ok(Report {
+        steps,
         manifest: image.manifest.digest,
         config: image.config.digest,
         pushed,

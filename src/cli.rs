@@ -4,6 +4,7 @@
 //! that prints. The same binary is `yadokari` and, by the name it is called,
 //! kaniko's `executor`.
 
+pub mod cache_mount;
 mod doctor;
 pub mod flags;
 mod interrupt;
@@ -29,6 +30,8 @@ use crate::build::Report;
 use crate::sandbox::Cancel;
 use crate::sandbox::Namespaces;
 use flags::Build;
+use flags::CacheArguments;
+use flags::CacheCommand;
 use flags::Command;
 use flags::Executor;
 use flags::ExecutorCommand;
@@ -66,6 +69,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         }
         Ok(Command::Build(flags)) => run_build(&flags),
         Ok(Command::Doctor(flags)) => doctor::run(&flags),
+        Ok(Command::Cache(arguments)) => run_cache(&arguments),
         Err(error) => {
             // Help and version are no errors and go to standard output.
             let _ = error.print();
@@ -74,8 +78,25 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
+fn run_cache(arguments: &CacheArguments) -> ExitCode {
+    let variable = |name: &str| std::env::var(name).ok();
+    let directory = request::cache_dir(arguments.cache_dir.as_deref(), &variable);
+    let done = match &arguments.command {
+        CacheCommand::ExportMount(arguments) => cache_mount::export(arguments, &directory),
+        CacheCommand::ImportMount(arguments) => cache_mount::import(arguments, &directory),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln(&format!("error: {}", build::chain(&error)));
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
 fn run_build(flags: &Build) -> ExitCode {
-    let reporter = Reporter::new(flags.log_format, flags.verbosity, flags.log_timestamp);
+    let reporter = Reporter::new(flags.log_format, flags.verbosity, flags.log_timestamp)
+        .explaining(flags.explain);
     logging::start(flags.verbosity, flags.log_format, reporter.screen());
     let variable = |name: &str| std::env::var(name).ok();
     let mut request = match request::resolve(flags, &variable) {

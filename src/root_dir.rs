@@ -349,6 +349,13 @@ fn xattrs(file: BorrowedFd<'_>) -> io::Result<Vec<Xattr>> {
     Ok(found)
 }
 
+/// Whether an open file is known to have no file capabilities (`capabilities(7)`).
+pub fn has_no_capability(file: impl AsFd) -> bool {
+    let mut value = [0; 64];
+    let read = rustix::fs::fgetxattr(file, c"security.capability", &mut value);
+    matches!(read, Err(Errno::NODATA | Errno::NOTSUP))
+}
+
 fn read_growing(
     bytes: &mut Vec<u8>,
     mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>,

@@ -6,7 +6,7 @@
 //! blobs/sha256/<hex>           compressed layers, configs, manifests
 //! layers/sha256/<hex>.tar      an uncompressed layer, by diff ID
 //! layers/sha256/<hex>.index    its layer index; present only when complete
-//! mounts/<id>/                 directories of RUN --mount=type=cache
+//! mounts/<key>/                directories of RUN --mount=type=cache ([`mounts`])
 //! tmp/<lease>/                 in flight, of this process alone
 //! ```
 //!
@@ -29,6 +29,7 @@
 mod blob;
 mod error;
 mod map;
+pub mod mounts;
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -8,12 +8,13 @@
 //! BLAKE3 of everything behind it 32
 //! entries, 104 bytes each, sorted by path:
 //!   offset of the path u32, its length u32, device u64, inode u64, size u64,
-//!   mtime s i64, ctime s i64, mtime ns u32, ctime ns u32, mode u32, zero u32,
+//!   mtime s i64, ctime s i64, mtime ns u32, ctime ns u32, mode u32, flags u32,
 //!   BLAKE3 of the content 32, zero u64
 //! paths, end to end
 //! ```
 //!
-//! Numbers are little-endian. It is read at once and searched in place, so
+//! Flags: 1, the file is known to have no capabilities. Numbers are little-endian.
+//! It is read at once and searched in place, so
 //! loading 20,000 entries is one read and one hash of 3 MB.
 //!
 //! # When a fingerprint proves nothing
@@ -97,6 +98,25 @@ impl ContextRoot {
     }
 }
 
+/// Set in an entry's flags where [`Remembered::is_plain`] is.
+const PLAIN: u32 = 1;
+
+/// What is remembered of a file beside its fingerprint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remembered {
+    /// BLAKE3 of the content.
+    pub digest: [u8; 32],
+    /// Whether it was seen to have no file capabilities. Giving it some changes its
+    /// ctime, so this is as good as its fingerprint.
+    pub is_plain: bool,
+}
+
+impl From<[u8; 32]> for Remembered {
+    fn from(digest: [u8; 32]) -> Self {
+        Self { digest, is_plain: false }
+    }
+}
+
 /// What a stat tells about a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint {
@@ -150,7 +170,7 @@ pub struct ContextDigests {
 
 #[derive(Debug)]
 struct State {
-    new: BTreeMap<Vec<u8>, (Fingerprint, [u8; 32])>,
+    new: BTreeMap<Vec<u8>, (Fingerprint, Remembered)>,
     /// Entries of the old table that were asked for and were right.
     used: Vec<bool>,
 }
@@ -184,9 +204,8 @@ impl ContextDigests {
         Self { path, scratch, began, old, state, notice }
     }
 
-    /// The BLAKE3 of a file's content, if it was remembered with exactly this
-    /// fingerprint.
-    pub fn get(&self, path: &[u8], fingerprint: &Fingerprint) -> Option<[u8; 32]> {
+    /// What is remembered of a file with exactly this fingerprint.
+    pub fn get(&self, path: &[u8], fingerprint: &Fingerprint) -> Option<Remembered> {
         let mut state = self.state();
         if let Some((known, digest)) = state.new.get(path) {
             return (known == fingerprint).then_some(*digest);
@@ -202,11 +221,11 @@ impl ContextDigests {
         Some(digest)
     }
 
-    /// Remembers a digest, unless the fingerprint proves nothing yet. The
-    /// fingerprint must have been taken before the content was read.
-    pub fn put(&self, path: &[u8], fingerprint: Fingerprint, digest: [u8; 32]) {
+    /// Remembers a file, unless the fingerprint proves nothing yet. The fingerprint
+    /// must have been taken before the content was read.
+    pub fn put(&self, path: &[u8], fingerprint: Fingerprint, known: impl Into<Remembered>) {
         if fingerprint.is_settled(self.began) {
-            self.state().new.insert(path.to_vec(), (fingerprint, digest));
+            self.state().new.insert(path.to_vec(), (fingerprint, known.into()));
         }
     }
 
@@ -224,7 +243,7 @@ impl ContextDigests {
         }
         let asked = state.new.len() + state.used.iter().filter(|used| **used).count();
         let keep_all = self.old.count as usize <= asked + asked.max(SPARE);
-        let mut entries: BTreeMap<&[u8], (Fingerprint, [u8; 32])> = BTreeMap::new();
+        let mut entries: BTreeMap<&[u8], (Fingerprint, Remembered)> = BTreeMap::new();
         for at in 0..self.old.count {
             if (keep_all || state.used.get(at as usize) == Some(&true))
                 && let Some((path, entry)) = self.old.path(at).zip(self.old.entry(at))
@@ -299,7 +318,7 @@ impl Table {
         self.bytes.get(start..start.checked_add(u32_at(raw, 4)? as usize)?)
     }
 
-    fn entry(&self, at: u32) -> Option<(Fingerprint, [u8; 32])> {
+    fn entry(&self, at: u32) -> Option<(Fingerprint, Remembered)> {
         let raw = self.raw(at)?;
         let fingerprint = Fingerprint {
             device: u64_at(raw, 8)?,
@@ -309,7 +328,8 @@ impl Table {
             ctime: (u64_at(raw, 40)?.cast_signed(), u32_at(raw, 52)?),
             mode: u32_at(raw, 56)?,
         };
-        Some((fingerprint, raw.get(64..96)?.try_into().ok()?))
+        let digest = raw.get(64..96)?.try_into().ok()?;
+        Some((fingerprint, Remembered { digest, is_plain: u32_at(raw, 60)? & PLAIN != 0 }))
     }
 
     fn find(&self, path: &[u8]) -> Option<u32> {
@@ -335,13 +355,13 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 /// `None` when there is more than the format can say: 4 GiB of paths.
-fn encode(entries: &BTreeMap<&[u8], (Fingerprint, [u8; 32])>) -> Option<Vec<u8>> {
+fn encode(entries: &BTreeMap<&[u8], (Fingerprint, Remembered)>) -> Option<Vec<u8>> {
     let count = u32::try_from(entries.len()).ok()?;
     let text = u32::try_from(entries.keys().map(|path| path.len()).sum::<usize>()).ok()?;
     let mut bytes = vec![0; HEADER];
     bytes.reserve(entries.len() * ENTRY + text as usize);
     let mut offset = 0_u32;
-    for (path, (fingerprint, digest)) in entries {
+    for (path, (fingerprint, known)) in entries {
         let length = path.len() as u32;
         for number in [offset, length] {
             bytes.extend_from_slice(&number.to_le_bytes());
@@ -355,10 +375,11 @@ fn encode(entries: &BTreeMap<&[u8], (Fingerprint, [u8; 32])>) -> Option<Vec<u8>>
         ] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
-        for number in [fingerprint.mtime.1, fingerprint.ctime.1, fingerprint.mode, 0] {
+        let flags = if known.is_plain { PLAIN } else { 0 };
+        for number in [fingerprint.mtime.1, fingerprint.ctime.1, fingerprint.mode, flags] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
-        bytes.extend_from_slice(digest);
+        bytes.extend_from_slice(&known.digest);
         bytes.extend_from_slice(&[0; 8]);
         offset += length;
     }

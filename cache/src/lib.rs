@@ -15,6 +15,7 @@
 //! records/lock       held (flock) by whoever folds
 //! index/             RocksDB: a view of the log, always derivable from it
 //! contexts/          remembered digests of build contexts ([`contexts`])
+//! places/            what was built last at a place, to explain a miss ([`places`])
 //! leases/, tmp/      who is alive, and what each has in flight ([`lease`])
 //! aside/             damaged files, out of everybody's way
 //! blobs/ layers/ mounts/   contents; not of this crate
@@ -54,13 +55,15 @@ mod frame;
 mod index;
 pub mod key;
 pub mod lease;
+pub mod places;
 pub mod record;
 mod spool;
 
 pub use cache::{Bucket, Cache, Fold, Folded};
-pub use contexts::{ContextDigests, ContextRoot, Fingerprint};
+pub use contexts::{ContextDigests, ContextRoot, Fingerprint, Remembered};
 pub use directory::{Access, FORMAT, prepare};
 pub use error::{Error, Notice};
 pub use key::{Key, KeyHasher};
 pub use lease::Lease;
+pub use places::Places;
 pub use record::{Record, StepRecord};

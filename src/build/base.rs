@@ -69,6 +69,19 @@ pub struct Base {
     pub origin: Origin,
 }
 
+impl Base {
+    /// What tells this image from another of the same name: the digest of its
+    /// manifest, or, of one out of a layout, of its topmost layer.
+    pub fn identity(&self) -> String {
+        match &self.origin {
+            Origin::Registry(reference) => reference.digest().map(|digest| digest.to_string()),
+            Origin::Layout(_) => None,
+        }
+        .or_else(|| self.layers.last().map(|layer| layer.diff_id.to_string()))
+        .unwrap_or_default()
+    }
+}
+
 /// How base images are reached.
 pub struct Bases {
     /// Made on first use: a build from `scratch` needs no registry.

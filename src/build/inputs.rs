@@ -25,14 +25,17 @@ use crate::plan::step::Action;
 use crate::plan::step::CopySource;
 use crate::plan::step::CopyStep;
 use crate::plan::step::MountKind;
+use crate::plan::step::Origin;
 use crate::plan::step::RunStep;
 use crate::rootfs::Root;
 use crate::sandbox::Exit;
 use crate::sandbox::Stream;
 use crate::step;
 use crate::step::select::Item;
+use crate::step::select::Listed;
 use crate::step::select::Selection;
 use crate::step::source::Source;
+use crate::tree::Kind;
 use crate::tree::Timestamp;
 use crate::tree::Tree;
 
@@ -77,6 +80,38 @@ impl Inputs {
             _ => {}
         }
         Ok(inputs)
+    }
+
+    /// The files that the step reads, list by list in the order of `contents`: at most
+    /// `most` of each, with whether these are all.
+    ///
+    /// # Errors
+    /// Those of reading a source.
+    pub fn listings(
+        &self,
+        shared: &Shared<'_>,
+        action: &Action,
+        most: usize,
+    ) -> Result<Vec<(Vec<Listed>, bool)>, Error> {
+        let mut lists = Vec::new();
+        match action {
+            Action::Copy(_) => {
+                for part in &self.parts {
+                    lists.push(part.listing(most)?);
+                }
+            }
+            Action::Run(run) => {
+                for ((origin, source), files) in sources(run).zip(&self.binds) {
+                    shared.check_interrupted()?;
+                    let copy = whole(origin, source);
+                    lists.push(files.with_source(|tree| {
+                        step::select::select(tree, &copy)?.listing(tree, None, most)
+                    })?);
+                }
+            }
+            _ => {}
+        }
+        Ok(lists)
     }
 
     fn add_part(
@@ -125,15 +160,9 @@ impl Inputs {
         run: &RunStep,
         platform: &Platform,
     ) -> Result<(), Error> {
-        for mount in &run.mounts {
-            let (origin, source) = match &mount.kind {
-                MountKind::Bind { origin, source, .. } => (origin, source),
-                MountKind::Cache { from: Some((origin, source)), .. } => (origin, source),
-                _ => continue,
-            };
+        for (origin, source) in sources(run) {
             let files = shared.files(origin, platform)?;
-            let source = if source.is_empty() { "/" } else { source };
-            let copy = CopyStep::whole(origin.clone(), source);
+            let copy = whole(origin, source);
             let digest = files.with_source(|tree| {
                 step::select::select(tree, &copy)?.digest(tree, None, shared.request.threads)
             })?;
@@ -180,7 +209,7 @@ impl Inputs {
     ) -> Result<(), Error> {
         // Unmounted when this goes out of scope, after the process ended.
         let mut views = mounts::Views::default();
-        let prepared = mounts::prepare(shared, run, &self.binds, &mut views)?;
+        let prepared = mounts::prepare(shared, run, number, &self.binds, &mut views)?;
         let masks = shared.secret_values(run)?;
         let mut tail = Tail::new(masks);
         let place = step::run::Place {
@@ -227,7 +256,38 @@ impl Inputs {
     }
 }
 
+/// Whose files the mounts of `run` show, and which, in order.
+fn sources(run: &RunStep) -> impl Iterator<Item = (&Origin, &str)> {
+    run.mounts.iter().filter_map(|mount| match &mount.kind {
+        MountKind::Bind { origin, source, .. } => Some((origin, source.as_str())),
+        MountKind::Cache { from: Some((origin, source)), .. } => Some((origin, source.as_str())),
+        _ => None,
+    })
+}
+
 impl Part {
+    /// What is taken, at most `most`; of what is elsewhere one line with its name and
+    /// what it is at the moment.
+    fn listing(&self, most: usize) -> Result<(Vec<Listed>, bool), Error> {
+        let elsewhere = |name: &str, content: &[u8]| {
+            let half = blake3::hash(content).as_bytes()[..16].try_into().expect("16 of 32 bytes");
+            let path = RootPath::clamped(name.as_bytes()).unwrap_or_default();
+            (vec![Listed { path, kind: Kind::File, mode: 0, owner: (0, 0), digest: half }], true)
+        };
+        match &self.place {
+            Place::Here(files, selection) => {
+                let exclude = step::select::excludes(&self.step)?;
+                Ok(files.with_source(|source| selection.listing(source, exclude.as_ref(), most))?)
+            }
+            Place::Http(address, file) => {
+                Ok(elsewhere(&address.to_string(), file.digest.as_bytes()))
+            }
+            Place::Git(address, resolved) => {
+                Ok(elsewhere(&address.to_string(), resolved.commit.as_bytes()))
+            }
+        }
+    }
+
     fn execute(self, shared: &Shared<'_>, root: &Root, now: Timestamp) -> Result<(), Error> {
         let Self { step: copy, place } = self;
         match place {
@@ -262,6 +322,11 @@ impl Part {
             }
         }
     }
+}
+
+/// A COPY of what a bind mount shows, for selecting it.
+fn whole(origin: &Origin, source: &str) -> CopyStep {
+    CopyStep::whole(origin.clone(), if source.is_empty() { "/" } else { source })
 }
 
 /// Splits a COPY or ADD where it changes from files at hand to files elsewhere, in the

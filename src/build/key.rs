@@ -27,9 +27,12 @@
 //! | ADD of a URL: file name and SHA-256 | - | yes | - | its host doesn't matter |
 //! | ADD of a repository: commit, subdirectory, submodules | - | yes | - | see `build::remote` |
 //! | destination, `--chown`, `--chmod`, `--link`, `--parents` | - | yes | - | |
-//! | names, types, modes, contents of what is taken | - | yes | - | see `step::select` |
+//! | names, types, modes, contents of what is taken | - | yes | - | see `step::select`; which names are one file, too |
 //! | ADD or COPY, `--unpack` | - | yes | - | archives are unpacked or not |
 //! | clamp of times (`SOURCE_DATE_EPOCH`) | yes | yes | yes | it is in the layer's bytes |
+//!
+//! Values of these fields, secrets taken out, are kept to explain a later miss: a row
+//! that is added here belongs into `build/explain/fields.rs` too.
 //!
 //! What deliberately does not: modification times and order of files (a checkout
 //! sets them anew), owners in the build context (they are reset), undeclared proxy

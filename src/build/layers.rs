@@ -104,6 +104,8 @@ pub struct Job {
     pub span: Span,
     /// The step's keys.
     pub keys: key::StepKeys,
+    /// The fields they were made of, for the record.
+    pub fields: Vec<(String, String)>,
     /// The base's layers.
     pub base: Vec<DiffId>,
     /// The layers between the base and this one.
@@ -334,7 +336,7 @@ impl Workshop {
             content: Some(content),
             hint: Some(job.keys.hint),
             duration_ms: job.duration_ms,
-            inputs: Vec::new(),
+            inputs: job.fields.clone(),
         };
         let mut puts = record.puts();
         puts.push(self.compressed_put(facts));

@@ -1,12 +1,17 @@
 //! The sources of `RUN --mount`: views of other files, cache directories, secrets,
 //! sockets of ssh agents.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Error;
+use super::Progress;
+use super::progress::StepNumber;
 use super::shared::Files;
 use super::shared::Shared;
 use crate::agent::Permissions;
@@ -21,7 +26,13 @@ use crate::rootfs::Root;
 use crate::sandbox::SecretBytes;
 use crate::step;
 use crate::step::run::Prepared;
+use crate::store::mounts::MountId;
+use crate::store::mounts::MountLock;
 use crate::tree::resolve::resolve;
+
+/// How often a cache mount in use is asked for again. Polled, so that an interrupt
+/// ends the wait.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Mounted views that a step uses; unmounted when dropped.
 #[derive(Default)]
@@ -39,11 +50,14 @@ pub(super) struct Views {
 pub(super) fn prepare(
     shared: &Shared<'_>,
     run: &RunStep,
+    number: StepNumber,
     binds: &[Files],
     views: &mut Views,
 ) -> Result<Vec<Prepared>, Error> {
     let mut binds = binds.iter();
     let mut prepared = Vec::new();
+    // Where in `prepared` a cache mount belongs.
+    let mut waiting: Vec<(usize, &Mount, Option<&Files>)> = Vec::new();
     for mount in &run.mounts {
         match &mount.kind {
             MountKind::Bind { source, writable, .. } => {
@@ -59,7 +73,8 @@ pub(super) fn prepare(
             }
             MountKind::Cache { from, .. } => {
                 let files = from.as_ref().and_then(|_| binds.next());
-                prepared.push(cache_directory(shared, mount, files)?);
+                waiting.push((prepared.len(), mount, files));
+                prepared.push(Prepared::Tmpfs { target: mount.target.clone(), size: Some(0) });
             }
             MountKind::Tmpfs { size } => {
                 prepared.push(Prepared::Tmpfs { target: mount.target.clone(), size: *size });
@@ -107,7 +122,21 @@ pub(super) fn prepare(
             }
         }
     }
+    // In the order of their keys, not of the instruction: two steps that want the same
+    // two mounts never wait for each other.
+    waiting.sort_by_cached_key(|(_, mount, _)| mount_key(mount));
+    let mut locked = Locked::default();
+    for (at, mount, files) in waiting {
+        prepared[at] = cache_directory(shared, number, mount, files, &mut locked)?;
+    }
     Ok(prepared)
+}
+
+/// The key of a cache mount; equal ones that want it alone come first.
+fn mount_key(mount: &Mount) -> Option<(String, bool)> {
+    let MountKind::Cache { id, mode, uid, gid, sharing, .. } = &mount.kind else { return None };
+    let which = MountId { id: id.clone(), mode: *mode, uid: *uid, gid: *gid };
+    Some((which.key(), *sharing == Sharing::Shared))
 }
 
 /// Mounts a view of `files` and gives the path of `source` in it. Whatever a
@@ -147,60 +176,89 @@ fn view(
     Ok((mounted, is_directory))
 }
 
+/// Cache mounts of one RUN that are locked already, by key and number.
+#[derive(Default)]
+struct Locked {
+    held: BTreeMap<String, (PathBuf, File)>,
+}
+
 /// The directory of a cache mount, locked as its sharing asks.
 fn cache_directory(
     shared: &Shared<'_>,
+    number: StepNumber,
     mount: &Mount,
     files: Option<&Files>,
+    locked: &mut Locked,
 ) -> Result<Prepared, Error> {
     let MountKind::Cache { id, sharing, read_only, mode, uid, gid, from } = &mount.kind else {
         return Err(Error::Panic);
     };
-    // Another owner or mode is another directory, as in BuildKit.
-    let mut hasher = yadokari_cache::KeyHasher::new("cache mount");
-    hasher.field("id", id.as_bytes());
-    hasher.number("mode", u64::from(*mode));
-    hasher.number("uid", u64::from(*uid));
-    hasher.number("gid", u64::from(*gid));
-    let key = hasher.finish();
-    let parent = shared.workshop.store.cache_mount_dir(&key.to_string())?;
-    let failed = |path: PathBuf| move |source: io::Error| Error::CacheMount { path, source };
-    for number in 0_u32.. {
-        let lock_path = parent.join(format!("{number}.lock"));
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(failed(lock_path.clone()))?;
-        match sharing {
-            Sharing::Shared => lock.lock_shared().map_err(failed(lock_path))?,
-            Sharing::Locked => lock.lock().map_err(failed(lock_path))?,
-            Sharing::Private => match lock.try_lock() {
-                Ok(()) => {}
-                Err(fs::TryLockError::WouldBlock) => continue,
-                Err(fs::TryLockError::Error(error)) => return Err(failed(lock_path)(error)),
-            },
+    let which = MountId { id: id.clone(), mode: *mode, uid: *uid, gid: *gid };
+    let key = which.key();
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source: io::Error| Error::CacheMount { path, source }
+    };
+    // The same directory at a second place of this RUN: waiting for ourselves would
+    // be forever.
+    let known = locked.held.get(&key).filter(|_| *sharing != Sharing::Private);
+    let (directory, lock) = match known {
+        Some((directory, lock)) => {
+            (directory.clone(), lock.try_clone().map_err(failed(directory))?)
         }
-        let directory = parent.join(number.to_string());
-        if !directory.exists() {
-            fill(shared, &directory, mount, files, from.as_ref().map(|(_, path)| path.as_str()))?;
+        None => {
+            let taken = take(shared, number, &which, *sharing)?;
+            let again = taken.lock.try_clone().map_err(failed(&taken.directory))?;
+            locked.held.insert(key, (taken.directory.clone(), again));
+            (taken.directory, taken.lock)
         }
-        return Ok(Prepared::Bind {
-            source: directory,
-            is_directory: true,
-            target: mount.target.clone(),
-            read_only: *read_only,
-            lock: Some(lock),
-        });
+    };
+    if !directory.exists() {
+        fill(shared, &directory, mount, files, from.as_ref().map(|(_, path)| path.as_str()))?;
     }
-    Err(Error::Panic)
+    Ok(Prepared::Bind {
+        source: directory,
+        is_directory: true,
+        target: mount.target.clone(),
+        read_only: *read_only,
+        lock: Some(lock),
+    })
+}
+
+/// Locks a directory of a cache mount: waits for others, visibly, or takes a further
+/// directory where the sharing is private.
+fn take(
+    shared: &Shared<'_>,
+    step: StepNumber,
+    which: &MountId,
+    sharing: Sharing,
+) -> Result<MountLock, Error> {
+    let mut number = 0;
+    let mut told = false;
+    loop {
+        let alone = sharing != Sharing::Shared;
+        if let Some(locked) = shared.workshop.store.try_mount(which, number, alone)? {
+            return Ok(locked);
+        }
+        if sharing == Sharing::Private {
+            number += 1;
+            continue;
+        }
+        if !told {
+            let id = &which.id;
+            let text = format!("#{} waiting for cache mount {id}: another step uses it", step.0);
+            shared.observer.observe(Progress::Note(text));
+            told = true;
+        }
+        shared.check_interrupted()?;
+        std::thread::sleep(PATIENCE);
+    }
 }
 
 /// Makes a cache directory, with what `from` says in it.
 fn fill(
     shared: &Shared<'_>,
-    directory: &std::path::Path,
+    directory: &Path,
     mount: &Mount,
     files: Option<&Files>,
     source: Option<&str>,
@@ -208,16 +266,23 @@ fn fill(
     use std::os::unix::fs::PermissionsExt;
     let MountKind::Cache { mode, uid, gid, .. } = &mount.kind else { return Err(Error::Panic) };
     let failed = |source: io::Error| Error::CacheMount { path: directory.to_owned(), source };
-    let fresh = directory.with_extension(format!("new-{}", std::process::id()));
-    fs::create_dir_all(&fresh).map_err(failed)?;
+    // In this build's scratch: what a kill leaves of it is nobody's cache.
+    let fresh = shared.scratch("cache-mount")?;
     if let (Some(files), Some(source)) = (files, source) {
         let mut views = Views::default();
         let (view, _) = view(shared, files, source, &mut views)?;
         copy_tree(&view, &fresh).map_err(failed)?;
     }
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(u32::from(*mode))).map_err(failed)?;
     std::os::unix::fs::chown(&fresh, Some(*uid), Some(*gid)).map_err(failed)?;
-    match fs::rename(&fresh, directory) {
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(u32::from(*mode))).map_err(failed)?;
+    use rustix::fs::CWD;
+    // Never over another, be it empty: somebody may have it mounted already.
+    let flags = rustix::fs::RenameFlags::NOREPLACE;
+    let renamed = match rustix::fs::renameat_with(CWD, &fresh, CWD, directory, flags) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => fs::rename(&fresh, directory),
+        other => other.map_err(Into::into),
+    };
+    match renamed {
         // Somebody else was first; with sharing that is as good.
         Err(_) if directory.exists() => {
             let _ = fs::remove_dir_all(&fresh);
@@ -228,7 +293,7 @@ fn fill(
 }
 
 /// Copies the contents of a directory with owners and modes.
-fn copy_tree(from: &std::path::Path, to: &std::path::Path) -> io::Result<()> {
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     use std::os::unix::fs::MetadataExt;
     for entry in fs::read_dir(from)? {
         let entry = entry?;

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use super::Error;
 use super::base::Base;
 use super::base::Bases;
+use super::report;
+use super::report::StepReport;
 use super::request::Request;
 use crate::image::Assembled;
 use crate::layout;
@@ -26,6 +28,7 @@ pub(super) fn write(
     image: &Assembled,
     base: Option<&Base>,
     bases: &Bases,
+    steps: &[StepReport],
 ) -> Result<(), Error> {
     if request.oci_layout.is_some() || request.tar.is_some() {
         bases.store.put_blob(&image.config_json)?;
@@ -69,6 +72,10 @@ pub(super) fn write(
     if let Some(path) = &request.digest_file {
         replace(path, |out| write!(out, "{digest}"))?;
     }
+    if let Some(path) = &request.metadata_file {
+        let metadata = report::metadata(image, &request.destinations, steps);
+        replace(path, |out| writeln!(out, "{metadata:#}"))?;
+    }
     let lines = |name: fn(&Reference) -> String| -> String {
         request
             .destinations
@@ -86,7 +93,7 @@ pub(super) fn write(
 }
 
 /// `registry/repository:tag`.
-fn with_tag(reference: &Reference) -> String {
+pub(super) fn with_tag(reference: &Reference) -> String {
     format!("{}:{}", reference.name(), reference.tag().unwrap_or("latest"))
 }
 

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use super::explain::MissReason;
+
 /// Number of a step in one build, from 1; 0 for what belongs to no step.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct StepNumber(pub u32);
@@ -66,8 +68,8 @@ pub enum Progress {
     Missed {
         /// Its number.
         step: StepNumber,
-        /// The reason, one line.
-        reason: String,
+        /// The reasons, at least one.
+        reasons: Vec<MissReason>,
     },
     /// Something went another way than the best one: a fallback, a lint finding.
     Warning(String),

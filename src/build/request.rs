@@ -8,7 +8,10 @@ use crate::image::Format;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
+use crate::plan::Plan;
+use crate::plan::Stage;
 use crate::plan::named::Contexts;
+use crate::plan::step::Action;
 use crate::plan::step::Network;
 use crate::registry;
 use crate::rootfs::in_place;
@@ -186,6 +189,10 @@ pub struct Request {
     pub cache_copy: bool,
     /// Whether layers of RUN and WORKDIR are looked up.
     pub cache_run: bool,
+    /// `--no-cache`.
+    pub no_cache: bool,
+    /// `--no-cache-filter`: stages whose steps are not looked up, in small letters.
+    pub no_cache_filter: Vec<String>,
     /// The cache directory.
     pub cache_dir: PathBuf,
     /// How changes are found.
@@ -202,6 +209,8 @@ pub struct Request {
     pub name_digest_file: Option<PathBuf>,
     /// `--image-name-tag-with-digest-file`.
     pub name_tag_digest_file: Option<PathBuf>,
+    /// `--metadata-file`.
+    pub metadata_file: Option<PathBuf>,
     /// `--image-format`; `None`: OCI.
     pub format: Option<Format>,
     /// `--compression` and `--compression-level`.
@@ -230,4 +239,36 @@ pub struct Request {
     pub check_push: bool,
     /// Threads for compressing and hashing.
     pub threads: NonZeroUsize,
+}
+
+impl Request {
+    /// The flag that keeps a step of `stage` from being looked up, if one does.
+    pub fn forced(&self, stage: &Stage, action: &Action) -> Option<&'static str> {
+        let is_copy = matches!(action, Action::Copy(_));
+        let is_filtered = || self.no_cache_filter.iter().any(|name| is_called(stage, name));
+        if self.no_cache {
+            Some("--no-cache")
+        } else if !self.cache {
+            Some("--cache=false")
+        } else if is_filtered() {
+            Some("--no-cache-filter")
+        } else if is_copy && !self.cache_copy {
+            Some("--cache-copy-layers=false")
+        } else if !is_copy && !self.cache_run {
+            Some("--cache-run-layers=false")
+        } else {
+            None
+        }
+    }
+
+    /// Names of `--no-cache-filter` that no stage has.
+    pub fn unknown_in_filter(&self, plan: &Plan) -> Vec<&str> {
+        let has = |name: &String| plan.stages.iter().any(|stage| is_called(stage, name));
+        self.no_cache_filter.iter().filter(|name| !has(name)).map(String::as_str).collect()
+    }
+}
+
+/// Whether `name` means `stage`: its name, or its number from 0.
+fn is_called(stage: &Stage, name: &str) -> bool {
+    stage.name.as_deref() == Some(name) || name == stage.index.to_string()
 }

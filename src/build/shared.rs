@@ -28,6 +28,7 @@ use super::progress::StepNumber;
 use super::publish::Uploads;
 use super::remote::Remotes;
 use super::remote::Watch;
+use super::report::StepReport;
 use super::request::Request;
 use super::request::SshSource;
 use super::slot::Slot;
@@ -109,6 +110,7 @@ pub(super) struct State {
     memories: Mutex<Vec<Arc<ContextDigests>>>,
     /// Agents with keys of `--ssh`, by id.
     agents: Mutex<BTreeMap<String, Arc<Agent>>>,
+    reports: Mutex<Vec<StepReport>>,
 }
 
 /// An overlay, the diff IDs of its base and the layers above.
@@ -425,6 +427,18 @@ impl<'a> Shared<'a> {
     /// The number of the next step.
     pub fn next_step(&self) -> StepNumber {
         StepNumber(self.state.steps.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Takes the report of a step.
+    pub fn report(&self, report: StepReport) {
+        lock(&self.state.reports).push(report);
+    }
+
+    /// The reports of all steps so far, by number.
+    pub fn reports(&self) -> Vec<StepReport> {
+        let mut reports = lock(&self.state.reports).clone();
+        reports.sort_by_key(|report| report.number);
+        reports
     }
 
     /// The time that a step's entries and history row get.

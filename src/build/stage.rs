@@ -13,6 +13,9 @@ use yadokari_cache::StepRecord;
 use super::Error;
 use super::Progress;
 use super::base::Base;
+use super::explain::Absence;
+use super::explain::Explainer;
+use super::explain::MissReason;
 use super::inputs::Inputs;
 use super::key;
 use super::key::StepKeys;
@@ -23,6 +26,7 @@ use super::layers::LayerSlot;
 use super::layers::Writer;
 use super::progress::Outcome;
 use super::progress::StepNumber;
+use super::report::StepReport;
 use super::request::SnapshotMode;
 use super::shared::Shared;
 use super::slot::Slot;
@@ -62,6 +66,8 @@ pub struct Finished {
     pub definition: Key,
     /// How many steps ran.
     pub misses: u32,
+    /// What changed first in it or below, to explain misses above.
+    pub first_change: Option<String>,
 }
 
 impl Finished {
@@ -98,12 +104,14 @@ pub fn run(shared: &Shared<'_>, index: usize) -> Result<Finished, Error> {
                 let title = format!("[{}] {}", place.trim_start(), step.title);
                 if let Err(error) = stage.layer_step(&step, title) {
                     stage.tell_saved(true);
+                    stage.explainer.keep(false);
                     return Err(error);
                 }
             }
         }
     }
     stage.tell_saved(true);
+    stage.explainer.keep(true);
     Ok(Finished {
         base: stage.base,
         chain: stage.chain,
@@ -111,6 +119,7 @@ pub fn run(shared: &Shared<'_>, index: usize) -> Result<Finished, Error> {
         steps: stage.steps,
         definition: stage.definition,
         misses: stage.misses,
+        first_change: stage.explainer.first_change(),
     })
 }
 
@@ -132,6 +141,7 @@ struct StageRun<'a> {
     /// Steps that ran and whose layers are on their way to the cache.
     saving: VecDeque<Saving>,
     misses: u32,
+    explainer: Explainer,
 }
 
 struct Saving {
@@ -143,6 +153,7 @@ struct Saving {
 impl<'a> StageRun<'a> {
     fn begin(shared: &'a Shared<'a>, index: usize) -> Result<Self, Error> {
         let stage = &shared.plan.stages[index];
+        let mut below = None;
         let (base, chain, rows, state, definition) = match &stage.base {
             crate::plan::Base::Scratch => {
                 (None, Vec::new(), Vec::new(), BaseState::scratch(), key::of_base(&[]))
@@ -159,6 +170,7 @@ impl<'a> StageRun<'a> {
             }
             crate::plan::Base::Stage(parent) => {
                 let parent = shared.stage(*parent)?;
+                below.clone_from(&parent.first_change);
                 (
                     parent.base.clone(),
                     parent.chain.clone(),
@@ -172,6 +184,13 @@ impl<'a> StageRun<'a> {
         for warning in &steps.warnings {
             shared.warn(warning);
         }
+        let base_name = match &stage.base {
+            crate::plan::Base::Image(name) => {
+                base.as_ref().map(|base| (name.clone(), base.identity()))
+            }
+            _ => None,
+        };
+        let explainer = Explainer::new(shared, index, &steps.steps, base_name, below);
         Ok(Self {
             shared,
             index,
@@ -190,6 +209,7 @@ impl<'a> StageRun<'a> {
             writer: None,
             saving: VecDeque::new(),
             misses: 0,
+            explainer,
         })
     }
 
@@ -202,9 +222,22 @@ impl<'a> StageRun<'a> {
     fn layer_step(&mut self, step: &Step, title: String) -> Result<(), Error> {
         let shared = self.shared;
         let number = shared.next_step();
+        let name = self.explainer.shown(&title);
         shared.observer.observe(Progress::Started { step: number, title });
         let started = Instant::now();
         let done = self.keyed_step(step, number, started);
+        let done = done.map(|(outcome, reasons)| {
+            shared.report(StepReport {
+                number,
+                stage: shared.plan.stages[self.index].title.clone(),
+                name,
+                is_hit: outcome == Outcome::Cached,
+                reasons,
+                elapsed: started.elapsed(),
+                layer: self.chain.last().cloned(),
+            });
+            outcome
+        });
         match &done {
             // Told when the record is durable: what was told is never lost.
             Ok(Outcome::Done) => {
@@ -238,58 +271,84 @@ impl<'a> StageRun<'a> {
         step: &Step,
         number: StepNumber,
         started: Instant,
-    ) -> Result<Outcome, Error> {
-        let inputs = Inputs::of(self.shared, &step.action, &self.surroundings.platform)?;
+    ) -> Result<(Outcome, Vec<MissReason>), Error> {
+        let shared = self.shared;
+        let inputs = Inputs::of(shared, &step.action, &self.surroundings.platform)?;
         let keys =
             key::of_step(&self.definition, &step.action, &inputs.contents, &self.surroundings);
         self.definition = keys.definition;
+        let mut reasons = Vec::new();
         let (slot, outcome) = match self.look_up(&keys, &step.action)? {
-            Some(facts) => {
+            Ok(facts) => {
+                self.explainer.hit(shared, step, &inputs, &keys, &self.surroundings)?;
                 self.root = None;
                 self.walk = None;
                 (layers::ready(facts), Outcome::Cached)
             }
-            None => {
+            Err(absence) => {
+                let explainer = &mut self.explainer;
+                let (why, fields) =
+                    explainer.miss(shared, step, &inputs, &keys, &self.surroundings, absence)?;
+                reasons.clone_from(&why);
+                shared.observer.observe(Progress::Missed { step: number, reasons: why });
                 self.misses += 1;
-                self.shared.first_miss(self.index);
-                (self.execute(step, inputs, keys, number, started)?, Outcome::Done)
+                shared.first_miss(self.index);
+                (self.execute(step, inputs, (keys, fields), number, started)?, Outcome::Done)
             }
         };
-        self.shared.layer_coming(self.index, &slot, outcome == Outcome::Cached);
+        shared.layer_coming(self.index, &slot, outcome == Outcome::Cached);
         self.chain.push(Arc::clone(&slot));
         self.rows.push(Row { created_by: step.created_by.clone(), layer: Some(slot) });
-        Ok(outcome)
+        Ok((outcome, reasons))
     }
 
-    /// Finds the step's layer in the cache.
-    fn look_up(&self, keys: &StepKeys, action: &Action) -> Result<Option<LayerFacts>, Error> {
-        let request = self.shared.request;
-        let wanted = match action {
-            Action::Copy(_) => request.cache_copy,
-            _ => request.cache_run,
-        };
-        if !request.cache || !wanted {
-            return Ok(None);
+    /// Finds the step's layer in the cache, or says why it isn't taken from there.
+    ///
+    /// A record counts only on the layers that it was made on, though its definition
+    /// key is found at once: a step below that had to run again may have made another
+    /// layer, and what stood on the former one doesn't fit.
+    fn look_up(
+        &self,
+        keys: &StepKeys,
+        action: &Action,
+    ) -> Result<Result<LayerFacts, Absence>, Error> {
+        let stage = &self.shared.plan.stages[self.index];
+        if let Some(flag) = self.shared.request.forced(stage, action) {
+            return Ok(Err(Absence::Forced(flag)));
         }
         let cache = &self.shared.workshop.cache;
-        if let Some(record) = cache.record::<StepRecord>(&keys.definition)
-            && let Some(facts) = self.shared.workshop.usable(&record)?
+        let mut layer_gone = false;
+        let below = layers::peek_all(&self.chain).map(|below| {
+            let mut ids = self.base_ids();
+            ids.extend(below.iter().map(|facts| facts.diff_id));
+            ids
+        });
+        if let Some(below) = below
+            && let Some(record) = cache.record::<StepRecord>(&keys.definition)
+            && record.content.is_none_or(|content| content == key::on_chain(&below, &keys.hint))
         {
-            return Ok(Some(facts));
+            match self.shared.workshop.usable(&record)? {
+                Some(facts) => return Ok(Ok(facts)),
+                None => layer_gone = true,
+            }
         }
         // Waiting for the layers below pays only if this step was ever run.
-        if cache.get(Bucket::Hints, &keys.hint).is_none() {
-            return Ok(None);
+        let elsewhere = cache.get(Bucket::Hints, &keys.hint).is_some();
+        let absence = if layer_gone { Absence::LayerGone } else { Absence::NoRecord { elsewhere } };
+        if !elsewhere {
+            return Ok(Err(absence));
         }
         let content = key::on_chain(&self.layer_ids()?, &keys.hint);
         let Some(mut record) = cache.record_in::<StepRecord>(Bucket::Content, &content) else {
-            return Ok(None);
+            return Ok(Err(absence));
         };
-        let Some(facts) = self.shared.workshop.usable(&record)? else { return Ok(None) };
+        let Some(facts) = self.shared.workshop.usable(&record)? else {
+            return Ok(Err(Absence::LayerGone));
+        };
         // Next time the definition answers at once.
         record.definition = keys.definition;
         cache.put(&[(Bucket::Steps, keys.definition, record.encode())])?;
-        Ok(Some(facts))
+        Ok(Ok(facts))
     }
 
     /// Diff IDs of everything below the next step. Waits for layers on their way.
@@ -308,7 +367,7 @@ impl<'a> StageRun<'a> {
         &mut self,
         step: &Step,
         inputs: Inputs,
-        keys: StepKeys,
+        (keys, fields): (StepKeys, Vec<(String, String)>),
         number: StepNumber,
         started: Instant,
     ) -> Result<LayerSlot, Error> {
@@ -365,6 +424,7 @@ impl<'a> StageRun<'a> {
             keys,
             base,
             chain,
+            fields,
             created: now,
             duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             overlay,

@@ -12,6 +12,9 @@ use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 
+use super::cache_mount::ExportMount;
+use super::cache_mount::ImportMount;
+
 /// Builds container images from Dockerfiles, inside a container, without a daemon.
 #[derive(Debug, Parser)]
 #[command(name = "yadokari", version, max_term_width = 100, args_override_self = true)]
@@ -28,6 +31,8 @@ pub enum Command {
     Build(Box<Build>),
     /// Tell in which root RUN steps happen here, and what better ones would need
     Doctor(Doctor),
+    /// Look after the cache
+    Cache(CacheArguments),
     /// Print the version
     Version,
 }
@@ -38,6 +43,26 @@ pub struct Doctor {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Looks after the cache directory.
+#[derive(Debug, Args)]
+pub struct CacheArguments {
+    /// Directory of the cache
+    #[arg(long, global = true, env = "YADOKARI_CACHE_DIR", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: CacheCommand,
+}
+
+/// The subcommands of `yadokari cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Write a RUN --mount=type=cache directory as a tar
+    ExportMount(ExportMount),
+    /// Make a RUN --mount=type=cache directory out of a tar, instead of what is there
+    ImportMount(ImportMount),
 }
 
 /// Builds an image from a Dockerfile and pushes it, with kaniko's command line.
@@ -173,6 +198,15 @@ pub struct Build {
     /// Also skip RUN and WORKDIR
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub cache_run_layers: bool,
+    /// Run every step, whatever the cache holds
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub no_cache: bool,
+    /// Run every step of these stages, comma-separated; may be repeated
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub no_cache_filter: Vec<String>,
+    /// Tell why steps are not taken from the cache
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub explain: bool,
     /// How changes of a RUN are found
     #[arg(long, alias = "snapshotMode", value_enum, default_value = "log")]
     pub snapshot_mode: Snapshot,
@@ -215,6 +249,9 @@ pub struct Build {
     /// Write repository:tag@digest of each destination to a file
     #[arg(long, value_name = "FILE")]
     pub image_name_tag_with_digest_file: Option<PathBuf>,
+    /// Write digests, names and what became of each step to a JSON file
+    #[arg(long, value_name = "FILE")]
+    pub metadata_file: Option<PathBuf>,
     /// Media types of the image [default: oci]
     #[arg(long, value_enum)]
     pub image_format: Option<ImageFormat>,

@@ -20,6 +20,7 @@ use crate::build::Progress;
 use crate::build::progress::Outcome;
 use crate::build::progress::StepNumber;
 use crate::build::progress::Stream;
+use crate::build::report::reasons_to_json;
 
 /// Writes what a build tells to standard error.
 pub(super) struct Reporter {
@@ -27,6 +28,7 @@ pub(super) struct Reporter {
     verbosity: Verbosity,
     timestamps: bool,
     color: bool,
+    explains: bool,
     screen: Screen,
     lines: Mutex<Lines>,
 }
@@ -46,7 +48,13 @@ impl Reporter {
             true => Screen::live_if_possible(std::env::var("TERM").ok().as_deref()),
             false => Screen::plain(),
         };
-        Self { format, verbosity, timestamps, color, screen, lines: Mutex::default() }
+        let explains = false;
+        Self { format, verbosity, timestamps, color, explains, screen, lines: Mutex::default() }
+    }
+
+    /// This reporter for `--explain`: it also tells why steps missed.
+    pub(super) fn explaining(self, explains: bool) -> Self {
+        Self { explains, ..self }
     }
 
     /// Where all lines go.
@@ -191,10 +199,15 @@ impl Observer for Reporter {
                     self.line(color, &format!("{title} {word} {:.2}s", elapsed.as_secs_f64()));
                 }
             }
-            Progress::Missed { step, reason } if self.shows(Verbosity::Debug) => {
-                if json {
-                    self.json(json!({ "level": "debug", "step": step.0, "event": "missed", "msg": reason }));
-                } else {
+            Progress::Missed { step, reasons } if json && self.shows(Verbosity::Info) => {
+                let text: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+                self.json(json!({
+                    "level": "info", "step": step.0, "event": "missed",
+                    "reasons": reasons_to_json(&reasons), "msg": text.join("; "),
+                }));
+            }
+            Progress::Missed { step, reasons } if self.explains || self.shows(Verbosity::Debug) => {
+                for reason in reasons {
                     self.line("", &format!("#{} not cached: {reason}", step.0));
                 }
             }

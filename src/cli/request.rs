@@ -1,6 +1,7 @@
 //! From flags and environment to what a build is asked for.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::path::PathBuf;
 
 use super::flags::Build;
@@ -118,7 +119,9 @@ pub(super) fn resolve(
         cache: flags.cache,
         cache_copy: flags.cache_copy_layers,
         cache_run: flags.cache_run_layers,
-        cache_dir: cache_dir(flags, variable),
+        no_cache: flags.no_cache,
+        no_cache_filter: flags.no_cache_filter.iter().map(|name| name.to_lowercase()).collect(),
+        cache_dir: cache_dir(flags.cache_dir.as_deref(), variable),
         snapshot: match flags.snapshot_mode {
             Snapshot::Log => SnapshotMode::Log,
             Snapshot::Full => SnapshotMode::Walk(WalkMode::Full),
@@ -129,6 +132,7 @@ pub(super) fn resolve(
         oci_layout: flags.oci_layout_path.clone(),
         tar: flags.tar_path.clone(),
         digest_file: flags.digest_file.clone(),
+        metadata_file: flags.metadata_file.clone(),
         name_digest_file: flags.image_name_with_digest_file.clone(),
         name_tag_digest_file: flags.image_name_tag_with_digest_file.clone(),
         format: format.or(flags.tar_path.is_some().then_some(Format::Docker)),
@@ -153,9 +157,12 @@ pub(super) fn resolve(
 }
 
 /// `--cache-dir`, or `/cache` where the image has it, or the user's cache directory.
-fn cache_dir(flags: &Build, variable: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-    if let Some(directory) = &flags.cache_dir {
-        return directory.clone();
+pub(super) fn cache_dir(
+    given: Option<&Path>,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> PathBuf {
+    if let Some(directory) = given {
+        return directory.to_owned();
     }
     let in_image = PathBuf::from("/cache");
     if in_image.is_dir() {

@@ -14,13 +14,16 @@ use std::sync::atomic::Ordering;
 
 use yadokari_cache::ContextDigests;
 use yadokari_cache::Fingerprint;
+use yadokari_cache::Remembered;
 
 use super::ContextTree;
 use super::Error;
 use super::dir::Bytes;
 use crate::path::RootPath;
+use crate::root_dir;
 use crate::root_dir::DiskStat;
 use crate::tree::NodeId;
+use crate::tree::Tree;
 
 /// Bytes read at a time: BLAKE3 reaches its full speed at 16 KiB, and larger reads
 /// save calls.
@@ -29,22 +32,22 @@ const BUFFER: usize = 256 << 10;
 /// Digests that outlive a build. Whoever implements it judges which fingerprints
 /// are old enough to be trusted.
 pub trait DigestMemory: Send + Sync {
-    /// BLAKE3 of the file at `path`, relative to the context's root, if it was put
-    /// with exactly this fingerprint.
-    fn get(&self, path: &[u8], fingerprint: &Fingerprint) -> Option<[u8; 32]>;
+    /// What is known of the file at `path`, relative to the context's root, if it was
+    /// put with exactly this fingerprint.
+    fn get(&self, path: &[u8], fingerprint: &Fingerprint) -> Option<Remembered>;
 
     /// Remembers it. The fingerprint was taken before the content was read, and was
     /// the same afterwards.
-    fn put(&self, path: &[u8], fingerprint: Fingerprint, digest: [u8; 32]);
+    fn put(&self, path: &[u8], fingerprint: Fingerprint, known: Remembered);
 }
 
 impl DigestMemory for ContextDigests {
-    fn get(&self, path: &[u8], fingerprint: &Fingerprint) -> Option<[u8; 32]> {
+    fn get(&self, path: &[u8], fingerprint: &Fingerprint) -> Option<Remembered> {
         Self::get(self, path, fingerprint)
     }
 
-    fn put(&self, path: &[u8], fingerprint: Fingerprint, digest: [u8; 32]) {
-        Self::put(self, path, fingerprint, digest);
+    fn put(&self, path: &[u8], fingerprint: Fingerprint, known: Remembered) {
+        Self::put(self, path, fingerprint, known);
     }
 }
 
@@ -69,15 +72,15 @@ impl ContextTree {
     /// what it was when the tree first saw it, or changes while it is read.
     pub fn digest(&self, node: NodeId) -> Result<[u8; 32], Error> {
         let bytes = self.file(node)?;
-        if let Some(digest) = bytes.digest {
-            return Ok(digest);
+        if let Some(known) = bytes.known {
+            return Ok(known.digest);
         }
-        let digest = match self.remembered(&bytes) {
-            Some(digest) => digest,
+        let known = match self.remembered(&bytes) {
+            Some(known) => known,
             None => self.hash(&bytes)?,
         };
-        self.keep(node, &bytes, digest)?;
-        Ok(digest)
+        self.keep(node, &bytes, known)?;
+        Ok(known.digest)
     }
 
     /// Makes [`digest`](Self::digest) of `nodes` free: those that nothing is
@@ -93,10 +96,12 @@ impl ContextTree {
                 Err(Error::NotAFile { .. }) => continue,
                 other => other?,
             };
-            match (bytes.digest, self.remembered(&bytes)) {
-                (Some(_), _) => {}
-                (None, Some(digest)) => self.keep(node, &bytes, digest)?,
-                (None, None) => unknown.push(node),
+            if bytes.known.is_some() {
+                continue;
+            }
+            match self.remembered(&bytes) {
+                Some(known) => self.keep(node, &bytes, known)?,
+                None => unknown.push(node),
             }
         }
         let next = AtomicUsize::new(0);
@@ -128,6 +133,25 @@ impl ContextTree {
         }
     }
 
+    /// The capabilities of the file `node` (`security.capability`). Nothing is opened
+    /// where it was seen before that there are none.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn capability(&self, node: NodeId) -> std::io::Result<Option<Vec<u8>>> {
+        let bytes = self.bytes(node)?;
+        if bytes.known.is_some_and(|known| known.is_plain) {
+            return Ok(None);
+        }
+        let found = self.xattr(node, b"security.capability")?;
+        // What an older build remembered without looking, or when there were some.
+        if let (None, Some(known), Some(memory)) = (&found, bytes.known, &self.memory) {
+            let known = Remembered { is_plain: true, ..known };
+            memory.put(bytes.path.as_bytes(), bytes.fingerprint, known);
+        }
+        Ok(found)
+    }
+
     fn file(&self, node: NodeId) -> Result<Bytes, Error> {
         self.bytes(node).map_err(|error| match error.downcast::<Error>() {
             Ok(error) => error,
@@ -135,26 +159,31 @@ impl ContextTree {
         })
     }
 
-    /// The digest, if it is known without reading the file.
-    pub(super) fn remembered(&self, bytes: &Bytes) -> Option<[u8; 32]> {
-        bytes.digest.or_else(|| {
+    /// What is known without reading the file.
+    pub(super) fn remembered(&self, bytes: &Bytes) -> Option<Remembered> {
+        bytes.known.or_else(|| {
             let memory = self.memory.as_ref()?;
             memory.get(bytes.path.as_bytes(), &bytes.fingerprint)
         })
     }
 
-    fn keep(&self, node: NodeId, bytes: &Bytes, digest: [u8; 32]) -> Result<(), Error> {
-        self.set_digest(node, digest)
+    fn keep(&self, node: NodeId, bytes: &Bytes, known: Remembered) -> Result<(), Error> {
+        self.set_known(node, known)
             .map_err(|source| Error::Read { path: self.shown(&bytes.path), source })
     }
 
-    fn hash(&self, bytes: &Bytes) -> Result<[u8; 32], Error> {
+    fn hash(&self, bytes: &Bytes) -> Result<Remembered, Error> {
         let file = self.open(&bytes.path)?;
         self.hash_open(bytes, &file, &file)
     }
 
     /// Hashes what `reader` gives, which reads `file`.
-    fn hash_open(&self, bytes: &Bytes, file: &File, reader: impl Read) -> Result<[u8; 32], Error> {
+    fn hash_open(
+        &self,
+        bytes: &Bytes,
+        file: &File,
+        reader: impl Read,
+    ) -> Result<Remembered, Error> {
         let path = || self.shown(&bytes.path);
         let is_same = || {
             let now = DiskStat::of(file).map_err(|source| Error::Read { path: path(), source })?;
@@ -166,13 +195,15 @@ impl ContextTree {
         let size = bytes.fingerprint.size;
         let (digest, length) =
             blake3_of(reader, size).map_err(|source| Error::Read { path: path(), source })?;
+        let is_plain = root_dir::has_no_capability(file);
         if length != size || !is_same()? {
             return Err(Error::Changed { path: path() });
         }
+        let known = Remembered { digest, is_plain };
         if let Some(memory) = &self.memory {
-            memory.put(bytes.path.as_bytes(), bytes.fingerprint, digest);
+            memory.put(bytes.path.as_bytes(), bytes.fingerprint, known);
         }
-        Ok(digest)
+        Ok(known)
     }
 }
 

@@ -28,6 +28,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 use yadokari_cache::Fingerprint;
+use yadokari_cache::Remembered;
 
 use super::Context;
 use super::DigestMemory;
@@ -121,7 +122,7 @@ struct Node {
     path: RootPath,
     stat: DiskStat,
     children: Children,
-    digest: Option<[u8; 32]>,
+    known: Option<Remembered>,
 }
 
 /// What is known of a directory's children.
@@ -137,7 +138,7 @@ struct Children {
 pub(super) struct Bytes {
     pub(super) path: RootPath,
     pub(super) fingerprint: Fingerprint,
-    pub(super) digest: Option<[u8; 32]>,
+    pub(super) known: Option<Remembered>,
 }
 
 impl ContextTree {
@@ -147,7 +148,7 @@ impl ContextTree {
             path: context.root.path().to_owned(),
             source: error.into(),
         })?;
-        let node = Node { path: root, stat, children: Children::default(), digest: None };
+        let node = Node { path: root, stat, children: Children::default(), known: None };
         Ok(Self {
             shared: Arc::new(Shared { context, kept: AtomicUsize::new(0) }),
             ignore,
@@ -194,12 +195,12 @@ impl ContextTree {
         Ok(Bytes {
             path: node.path.clone(),
             fingerprint: fingerprint(&node.stat),
-            digest: node.digest,
+            known: node.known,
         })
     }
 
-    pub(super) fn set_digest(&self, node: NodeId, digest: [u8; 32]) -> io::Result<()> {
-        self.write().node_mut(node)?.digest = Some(digest);
+    pub(super) fn set_known(&self, node: NodeId, known: Remembered) -> io::Result<()> {
+        self.write().node_mut(node)?.known = Some(known);
         Ok(())
     }
 
@@ -378,7 +379,7 @@ impl State {
             return *id;
         }
         let id = NodeId(self.nodes.len() as u64);
-        self.nodes.push(Node { path, stat, children: Children::default(), digest: None });
+        self.nodes.push(Node { path, stat, children: Children::default(), known: None });
         if is_linked {
             self.linked.insert(file, id);
         }
@@ -429,7 +430,7 @@ impl Tree for ContextTree {
 
     fn content(&self, node: NodeId) -> io::Result<Content> {
         let bytes = self.bytes(node)?;
-        let digest = self.remembered(&bytes);
+        let digest = self.remembered(&bytes).map(|known| known.digest);
         Ok(Arc::new(FileContent {
             shared: Arc::clone(&self.shared),
             path: bytes.path,

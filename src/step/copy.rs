@@ -428,7 +428,7 @@ impl Copier<'_> {
                     .root
                     .put_file(place.directory, name, &attributes, content)
                     .map_err(write())?;
-                if let Some(capability) = tree.xattr(node, CAPABILITY).map_err(read())? {
+                if let Some(capability) = self.source.capability(node).map_err(read())? {
                     self.root.set_xattr(made, CAPABILITY, &capability).map_err(write())?;
                 }
                 if stat.links > 1 {

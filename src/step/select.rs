@@ -5,10 +5,15 @@
 //! Rules: reference of the Dockerfile language, COPY and ADD; pinned in
 //! `step/tests.rs`.
 
+mod listing;
+
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
 use yadokari_cache::Key;
 use yadokari_cache::KeyHasher;
+
+pub use listing::Listed;
 
 use super::Error;
 use super::source::Source;
@@ -20,6 +25,7 @@ use crate::plan::step::CopySource;
 use crate::plan::step::CopyStep;
 use crate::tree::Kind;
 use crate::tree::NodeId;
+use crate::tree::Stat;
 use crate::tree::Tree;
 use crate::tree::resolve::resolve;
 
@@ -252,6 +258,11 @@ impl Selection {
         exclude: Option<&Matcher>,
         threads: NonZeroUsize,
     ) -> Result<Key, Error> {
+        for item in &self.items {
+            if let Item::Whole { named, node } = item {
+                source.scan(*node, threads).map_err(Error::io("list", named))?;
+            }
+        }
         let mut files = Vec::new();
         self.each(source, exclude, &mut |_, _, node| files.push(node))?;
         let tree = source.tree();
@@ -260,11 +271,24 @@ impl Selection {
 
         let mut hasher = KeyHasher::new("selection");
         let mut failed = None;
+        // Names of one file are one file in the layer too. How many names it has
+        // elsewhere doesn't matter.
+        let mut linked = HashMap::new();
+        let mut number = 0_u64;
         self.each(source, exclude, &mut |item, path, node| {
-            if failed.is_none()
-                && let Err(error) = hash_node(&mut hasher, source, item, path, node)
-            {
-                failed = Some(Error::io("read", path)(error));
+            number += 1;
+            if failed.is_some() {
+                return;
+            }
+            match hash_node(&mut hasher, source, item, path, node) {
+                Err(error) => failed = Some(Error::io("read", path)(error)),
+                Ok(stat) if stat.links > 1 && stat.kind == Kind::File => {
+                    let first = *linked.entry(node).or_insert(number);
+                    if first != number {
+                        hasher.number("same file as", first);
+                    }
+                }
+                Ok(_) => {}
             }
         })?;
         for item in &self.items {
@@ -277,20 +301,6 @@ impl Selection {
             Some(error) => Err(error),
             None => Ok(hasher.finish()),
         }
-    }
-
-    /// Paths and digests of the files taken, for explaining a miss.
-    ///
-    /// # Errors
-    /// Those of reading the source.
-    pub fn files(
-        &self,
-        source: &Source<'_>,
-        exclude: Option<&Matcher>,
-    ) -> Result<Vec<(RootPath, NodeId)>, Error> {
-        let mut files = Vec::new();
-        self.each(source, exclude, &mut |_, path, node| files.push((path.clone(), node)))?;
-        Ok(files)
     }
 
     /// Calls `visit` with item number, path within the item and node of all that is
@@ -340,9 +350,8 @@ fn hash_node(
     item: usize,
     path: &RootPath,
     node: NodeId,
-) -> std::io::Result<()> {
-    let tree = source.tree();
-    let stat = tree.stat(node)?;
+) -> std::io::Result<Stat> {
+    let stat = source.tree().stat(node)?;
     hasher.number("item", item as u64);
     hasher.field("path", path.as_bytes());
     hasher.number("kind", stat.kind as u64);
@@ -354,14 +363,23 @@ fn hash_node(
             hasher.number("gid", u64::from(stat.gid));
         }
     }
+    hash_what(hasher, source, node, &stat)?;
+    Ok(stat)
+}
+
+/// Feeds what is at `node` apart from its name, mode and owner.
+fn hash_what(
+    hasher: &mut KeyHasher,
+    source: &Source<'_>,
+    node: NodeId,
+    stat: &Stat,
+) -> std::io::Result<()> {
+    let tree = source.tree();
     match stat.kind {
         Kind::File => {
             hasher.field("content", &source.digest(node)?);
-            if let Some(capability) = tree.xattr(node, b"security.capability")? {
+            if let Some(capability) = source.capability(node)? {
                 hasher.field("capability", &capability);
-            }
-            if stat.links > 1 {
-                hasher.number("links", u64::from(stat.links));
             }
         }
         Kind::Symlink => {

@@ -55,6 +55,30 @@ impl Source<'_> {
         }
     }
 
+    /// The file capabilities of a file (`security.capability`), if it has some;
+    /// remembered where that is possible.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn capability(&self, node: NodeId) -> io::Result<Option<Vec<u8>>> {
+        match self {
+            Self::Context(tree) => tree.capability(node),
+            Self::Layers { tree, .. } => tree.xattr(node, b"security.capability"),
+        }
+    }
+
+    /// Looks at everything below `node` at once, in parallel where each look costs
+    /// something; walking it is then free.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn scan(&self, node: NodeId, threads: NonZeroUsize) -> io::Result<()> {
+        match self {
+            Self::Context(tree) => tree.scan(node, threads),
+            Self::Layers { .. } => Ok(()),
+        }
+    }
+
     /// Computes the digests of many files at once, in parallel where nothing is
     /// remembered; [`Source::digest`] then answers at once.
     ///

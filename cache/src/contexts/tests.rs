@@ -40,12 +40,25 @@ fn what_was_saved_is_known_to_the_next_build_and_to_no_other_context() {
     first.put(b"a", changed(OLD), [2; 32]);
     assert!(first.save().unwrap());
     let second = load(&cache);
-    assert_eq!(second.get(b"a/\xff", &changed(OLD)), Some([1; 32]));
-    assert_eq!(second.get(b"a", &changed(OLD)), Some([2; 32]));
+    assert_eq!(second.get(b"a/\xff", &changed(OLD)), Some([1; 32].into()));
+    assert_eq!(second.get(b"a", &changed(OLD)), Some([2; 32].into()));
     assert_eq!(second.get(b"b", &changed(OLD)), None);
     assert!(!second.save().unwrap(), "nothing changed");
     let other = ContextRoot { inode: 9, ..root() };
     assert_eq!(ContextDigests::load(cache.path(), &other).get(b"a", &changed(OLD)), None);
+}
+
+#[test]
+fn it_is_remembered_whether_a_file_is_plain() {
+    let cache = cache();
+    let first = load(&cache);
+    let plain = Remembered { digest: [1; 32], is_plain: true };
+    first.put(b"a", changed(OLD), plain);
+    first.put(b"b", changed(OLD), [1; 32]);
+    first.save().unwrap();
+    let second = load(&cache);
+    assert_eq!(second.get(b"a", &changed(OLD)), Some(plain));
+    assert_eq!(second.get(b"b", &changed(OLD)), Some(Remembered { is_plain: false, ..plain }));
 }
 
 #[test]
@@ -66,7 +79,7 @@ fn every_part_of_the_fingerprint_counts() {
     ] {
         assert_eq!(second.get(b"a", &other), None, "{other:?}");
     }
-    assert_eq!(second.get(b"a", &known), Some([1; 32]));
+    assert_eq!(second.get(b"a", &known), Some([1; 32].into()));
 }
 
 #[test]
@@ -131,7 +144,7 @@ fn a_damaged_file_is_empty_and_noticed_and_replaced() {
     let again = load(&cache);
     again.put(b"a", changed(OLD), [3; 32]);
     assert!(again.save().unwrap());
-    assert_eq!(load(&cache).get(b"a", &changed(OLD)), Some([3; 32]));
+    assert_eq!(load(&cache).get(b"a", &changed(OLD)), Some([3; 32].into()));
     assert!(load(&cache).notice().is_none());
 }
 
@@ -173,7 +186,7 @@ fn twenty_thousand_entries_are_found_each() {
         let fingerprint = Fingerprint { inode: number.into(), ..changed(OLD) };
         assert_eq!(
             second.get(path(number).as_bytes(), &fingerprint),
-            Some(*blake3::hash(&number.to_le_bytes()).as_bytes())
+            Some((*blake3::hash(&number.to_le_bytes()).as_bytes()).into())
         );
     }
     println!("20,000 entries: loaded in {loaded:?}, loaded and found in {:?}", start.elapsed());

@@ -13,7 +13,7 @@ use super::*;
 use crate::tree::Tree;
 
 /// By path and fingerprint.
-type Known = HashMap<(Vec<u8>, String), [u8; 32]>;
+type Known = HashMap<(Vec<u8>, String), Remembered>;
 
 /// Counts what it is told.
 #[derive(Default)]
@@ -23,15 +23,15 @@ struct Memory {
 }
 
 impl DigestMemory for Memory {
-    fn get(&self, path: &[u8], fingerprint: &Fingerprint) -> Option<[u8; 32]> {
+    fn get(&self, path: &[u8], fingerprint: &Fingerprint) -> Option<Remembered> {
         let key = (path.to_vec(), format!("{fingerprint:?}"));
         self.known.lock().unwrap().get(&key).copied()
     }
 
-    fn put(&self, path: &[u8], fingerprint: Fingerprint, digest: [u8; 32]) {
+    fn put(&self, path: &[u8], fingerprint: Fingerprint, known: Remembered) {
         self.puts.fetch_add(1, Ordering::Relaxed);
         let key = (path.to_vec(), format!("{fingerprint:?}"));
-        self.known.lock().unwrap().insert(key, digest);
+        self.known.lock().unwrap().insert(key, known);
     }
 }
 
@@ -65,7 +65,7 @@ fn an_unchanged_file_is_not_read_again() {
     let digest = first.digest(node(&first, "file")).unwrap();
     assert_eq!(memory.puts.load(Ordering::Relaxed), 1);
     // A false memory shows that nothing else was asked.
-    memory.known.lock().unwrap().values_mut().for_each(|known| *known = [7; 32]);
+    memory.known.lock().unwrap().values_mut().for_each(|known| *known = [7; 32].into());
     let second = tree(directory.path()).remembering(memory.clone());
     assert_eq!(second.digest(node(&second, "file")).unwrap(), [7; 32]);
     assert_eq!(second.content(node(&second, "file")).unwrap().known_digest(), Some([7; 32]));
