@@ -13,6 +13,7 @@ mod cache_dir;
 mod client;
 mod error;
 pub mod explain;
+mod in_place;
 pub mod inferred;
 pub mod inputs;
 pub mod key;
@@ -273,11 +274,13 @@ impl Ready<'_> {
 
         let built = shared.run_stages();
         shared.save_context_digests();
+        let left = shared.leave_root(built.as_deref().ok());
         let image = built.and_then(|finished| {
             let image = assemble(request, plan, &finished, clamp)?;
             Ok((finished, image))
         });
         let (finished, image) = image.map_err(|error| error.at_layer(dockerfile))?;
+        left?;
         let pushed = match &uploads {
             Some(uploads) => uploads.publish(
                 &image,

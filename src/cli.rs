@@ -7,8 +7,10 @@
 pub mod cache;
 mod cache_limits;
 pub mod cache_mount;
+mod doctor;
 pub mod flags;
 mod interrupt;
+mod ladder;
 mod logging;
 mod report;
 mod request;
@@ -29,7 +31,6 @@ use crate::build::Later;
 use crate::build::Observer;
 use crate::build::Progress;
 use crate::build::Report;
-use crate::sandbox;
 use crate::sandbox::Cancel;
 use crate::sandbox::Namespaces;
 use flags::Build;
@@ -76,6 +77,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Ok(Command::Build(flags)) => run_build(&flags),
         Ok(Command::Cache(arguments)) => cache::run(&arguments, &|name| std::env::var(name).ok()),
         Ok(Command::Warm(flags)) => warm::run(&flags),
+        Ok(Command::Doctor(flags)) => doctor::run(&flags),
         Err(error) => {
             // Help and version are no errors and go to standard output.
             let _ = error.print();
@@ -90,7 +92,7 @@ fn run_build(flags: &Build) -> ExitCode {
         Reporter::new(log.log_format, log.verbosity, log.log_timestamp).explaining(flags.explain);
     logging::start(log.verbosity, log.log_format, reporter.screen());
     let variable = |name: &str| std::env::var(name).ok();
-    let request = match request::resolve(flags, &variable) {
+    let mut request = match request::resolve(flags, &variable) {
         Ok(request) => request,
         Err(error) => {
             reporter.error(&error.to_string(), None);
@@ -99,18 +101,17 @@ fn run_build(flags: &Build) -> ExitCode {
     };
     // Before any thread: everything we mount is seen by us and our children alone,
     // and goes when we go, however we end.
-    match sandbox::isolate_mounts() {
-        Ok(()) => {
-            reporter.observe(Progress::Root {
-                root: "overlay",
-                detail: "FUSE in a private mount namespace".to_owned(),
+    match ladder::choose(flags, &request, &variable) {
+        Ok(chosen) => {
+            reporter.observe(match chosen.warning {
+                None => Progress::Root { root: chosen.name, detail: chosen.why },
+                Some(warning) => Progress::Warning(warning),
             });
+            request.root = chosen.root;
         }
-        Err(error) => {
-            // A build without RUN steps needs no mount; one with them will fail there.
-            reporter.observe(Progress::Warning(format!(
-                "no private mount namespace, so RUN can't work: {error}"
-            )));
+        Err(refusal) => {
+            reporter.error(&refusal, None);
+            return ExitCode::from(FAILURE);
         }
     }
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -183,9 +184,9 @@ fn fail(reporter: &Reporter, error: &build::Error) -> ExitCode {
 /// What a user may do about it, where the message doesn't say so itself.
 fn hint(cause: &build::Error) -> Option<String> {
     match cause {
-        build::Error::Root(_) => Some(
-            "RUN needs /dev/fuse and the right to mount (CAP_SYS_ADMIN): in Docker, \
-             --device /dev/fuse --cap-add SYS_ADMIN --security-opt apparmor=unconfined"
+        build::Error::Root(crate::rootfs::Error::Mount(_)) => Some(
+            "RUN needs /dev/fuse and the right to mount (CAP_SYS_ADMIN), or a container whose \
+             root may be used: `yadokari doctor` tells more"
                 .to_owned(),
         ),
         build::Error::Denied(error) => error.hint(),

@@ -57,6 +57,7 @@ pub use lower::Lower;
 pub use session::MountError;
 pub use session::MountOptions;
 pub use session::Session;
+pub use session::open_device;
 pub use stub::Stubs;
 
 use std::io;

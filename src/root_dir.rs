@@ -425,6 +425,24 @@ impl Directory {
         DiskStat::of(&self.0)
     }
 
+    /// Opens the directory `name` in it.
+    ///
+    /// # Errors
+    /// `NotADirectory` for anything else, a link too.
+    pub fn open_directory(&self, name: &Name) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::openat(&self.0, name.as_bytes(), flags, Mode::empty())?))
+    }
+
+    /// Opens the regular file `name` for reading.
+    ///
+    /// # Errors
+    /// Those of `openat(2)`.
+    pub fn open_file(&self, name: &Name) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(&self.0, name.as_bytes(), flags, Mode::empty())?))
+    }
+
     /// Target of the symbolic link `name`.
     ///
     /// # Errors
@@ -511,6 +529,12 @@ impl Directory {
     /// Those of `utimensat(2)`.
     pub fn set_own_mtime(&self, mtime: Timestamp) -> io::Result<()> {
         set_mtime(&self.0, mtime)
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

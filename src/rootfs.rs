@@ -1,5 +1,14 @@
-//! A root filesystem: the overlay over a stack of layers, mounted only when a
-//! process has to see it.
+//! A root filesystem: the overlay over a stack of layers, shown to processes only
+//! when one has to see it: by mounting it ([`Root::mount`]), or, where nothing can be
+//! mounted, by making the container's own `/` a mirror of it ([`in_place`]).
+
+pub mod in_place;
+pub mod outside;
+mod read;
+mod write;
+
+pub use in_place::InPlace;
+pub use write::Written;
 
 use std::fs;
 use std::io;
@@ -35,6 +44,22 @@ pub enum Error {
     /// The overlay can't be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The container's own root can't be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Disk {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Another build uses the container's root.
+    #[error("another build is using the root of this container")]
+    Busy,
+    /// `--ignore-path` is malformed.
+    #[error("--ignore-path: {0}")]
+    Pattern(String),
 }
 
 impl Root {

@@ -18,6 +18,11 @@
 //! first thing `main` does is to call [`child_main_if_asked`]. The specification,
 //! which holds secrets, travels over a socket: never over arguments or environment.
 //!
+//! Where a container has no right to make namespaces, a process runs in the
+//! builder's own root without any ([`InPlace`]); there is no pid 1 then, the outer
+//! process ends what the command leaves behind, and a [`Recorder`] is told of every
+//! call that could change a file.
+//!
 //! Mount points must exist in the root before a process is run, except below a
 //! mount made by the sandbox itself (`/dev`, or an earlier mount of the process):
 //! those are made on the spot. This module never creates anything in the root.
@@ -29,9 +34,11 @@
 
 mod child;
 mod error;
+mod in_place;
 mod init;
 mod mounts;
 mod namespaces;
+mod recorder;
 mod seccomp;
 mod spec;
 pub mod user;
@@ -42,8 +49,11 @@ pub use error::Error;
 pub use error::Operation;
 pub use namespaces::Cancel;
 pub use namespaces::Namespaces;
+pub use recorder::Recorder;
+pub use recorder::Recording;
 pub use spec::Exit;
 pub use spec::Fallback;
+pub use spec::InPlace;
 pub use spec::Limit;
 pub use spec::MountPoint;
 pub use spec::Process;
@@ -92,4 +102,25 @@ pub fn isolate_mounts() -> Result<(), Error> {
         .map_err(failed(Operation::Unshare))?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(failed(Operation::Propagation))
+}
+
+/// Whether this process could make a user namespace. To be called before there is a
+/// second thread; changes nothing.
+///
+/// # Errors
+/// That of unshare(2), or of fork(2).
+pub fn probe_user_namespace() -> io::Result<()> {
+    use rustix::thread::UnshareFlags;
+
+    let Some(pid) = child::fork()? else {
+        // SAFETY: as in `isolate_mounts`; this process has one thread and ends here.
+        let made = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) };
+        child::leave(made.map_or_else(rustix::io::Errno::raw_os_error, |()| 0));
+    };
+    let status = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
+    match status.and_then(|(_, status)| status.exit_status()) {
+        Some(0) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::ErrorKind::Other.into()),
+    }
 }

@@ -2,17 +2,20 @@
 //!
 //! COPY, ADD and WORKDIR are calls into the overlay's own table and never pass
 //! through a mount. RUN needs one; `run` prepares what its process expects and
-//! takes every mount point away again before the snapshot.
+//! takes every mount point away again before the snapshot. Where nothing can be
+//! mounted, `in_place` runs it in the container's own root.
 //!
 //! Nothing here knows of caches or layers: a step gets a root and its inputs and
 //! changes the root. Start with [`select`] (what a COPY takes) and [`copy`].
 
 pub mod add;
 pub mod copy;
+pub mod in_place;
 pub mod ownership;
 pub mod run;
 pub mod select;
 pub mod source;
+mod stand_in;
 pub mod workdir;
 
 use std::io;
@@ -84,6 +87,12 @@ pub enum Error {
         /// What went wrong.
         reason: String,
     },
+    /// A step without network, where there are no namespaces.
+    #[error("RUN --network=none needs namespaces, which this container may not make")]
+    Network,
+    /// The container's own root can't be used.
+    #[error(transparent)]
+    Root(#[from] crate::rootfs::Error),
     /// The process couldn't be started or watched.
     #[error(transparent)]
     Sandbox(#[from] crate::sandbox::Error),

@@ -229,7 +229,11 @@ impl Inputs {
                 shared.observer.observe(Progress::Output { step: number, stream, bytes });
             }
         };
-        let exit = step::run::run(&place, run, prepared, now, &mut output)?;
+        let exit = if shared.is_in_place() {
+            shared.run_in_place(root.overlay(), run, prepared, now, &mut output)?
+        } else {
+            step::run::run(&place, run, prepared, now, &mut output)?
+        };
         for (stream, bytes) in tail.finish() {
             shared.observer.observe(Progress::Output { step: number, stream, bytes });
         }

@@ -16,6 +16,7 @@ use crate::plan::named::Contexts;
 use crate::plan::step::Action;
 use crate::plan::step::Network;
 use crate::registry;
+use crate::rootfs::in_place;
 use crate::snapshot::Mode as WalkMode;
 use crate::step::run::Conditions;
 
@@ -167,6 +168,21 @@ pub struct CacheRepo {
     pub ttl: Option<Duration>,
 }
 
+/// Which root RUN steps see.
+#[derive(Clone, Debug, Default)]
+pub enum RootChoice {
+    /// Our overlay, mounted.
+    #[default]
+    Overlay,
+    /// The container's own `/`.
+    InPlace {
+        /// How it is treated.
+        options: in_place::Options,
+        /// Where it is remembered what it shows.
+        state: PathBuf,
+    },
+}
+
 /// Everything a build needs to know.
 pub struct Request {
     /// `--context`, as given.
@@ -207,6 +223,8 @@ pub struct Request {
     pub cache_limits: Limits,
     /// How changes are found.
     pub snapshot: SnapshotMode,
+    /// Where RUN steps happen.
+    pub root: RootChoice,
     /// `--oci-layout-path`.
     pub oci_layout: Option<PathBuf>,
     /// `--tar-path`.

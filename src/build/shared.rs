@@ -2,6 +2,7 @@
 //! and the images that files are copied from.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -41,6 +42,7 @@ use crate::context::DigestMemory;
 use crate::dockerfile::Dockerfile;
 use crate::dockerfile::Warning;
 use crate::ignore::Matcher;
+use crate::oci::digest::DiffId;
 use crate::oci::digest::Digest;
 use crate::oci::platform::Platform;
 use crate::overlay::Lower;
@@ -50,6 +52,7 @@ use crate::plan::step::Action;
 use crate::plan::step::MountKind;
 use crate::plan::step::Origin;
 use crate::plan::step::RunStep;
+use crate::rootfs::InPlace;
 use crate::sandbox::Cancel;
 use crate::sandbox::Runner;
 use crate::step;
@@ -100,18 +103,24 @@ pub struct Shared<'a> {
     pub cancel: Arc<Cancel>,
     /// Set when the user interrupts.
     pub interrupted: &'a AtomicBool,
-    state: State,
+    pub(super) state: State,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     steps: AtomicU32,
     scratches: AtomicU32,
     context_tree: OnceLock<Arc<ContextTree>>,
     memory: OnceLock<Arc<ContextDigests>>,
     stages: Mutex<BTreeMap<usize, StageSlot>>,
+    /// Stages that somebody runs or has run.
+    begun: Mutex<BTreeSet<usize>>,
     /// Trees that files are copied from, by stage or image.
     trees: Mutex<BTreeMap<String, OpenTree>>,
+    /// The container's own root, once something has to be run in it.
+    pub(super) in_place: Mutex<Option<InPlace>>,
+    /// The table that it shows, and the layers that hold all of it.
+    pub(super) occupied: Mutex<Option<Occupied>>,
     /// `--build-context`s that are files, by name, once somebody asked.
     named: Mutex<BTreeMap<String, NamedSlot>>,
     /// Memories of their files' digests.
@@ -120,6 +129,9 @@ struct State {
     agents: Mutex<BTreeMap<String, Arc<Agent>>>,
     reports: Mutex<Vec<StepReport>>,
 }
+
+/// An overlay, the diff IDs of its base and the layers above.
+pub(super) type Occupied = (Arc<Overlay>, Vec<DiffId>, Vec<LayerSlot>);
 
 /// The files of a `--build-context`; who asks second waits for the first.
 type NamedSlot = Arc<Mutex<Option<Arc<ContextTree>>>>;
@@ -199,25 +211,17 @@ impl<'a> Shared<'a> {
         for &index in &self.plan.needed {
             lock(&self.state.stages).entry(index).or_default();
         }
-        std::thread::scope(|scope| {
-            for &index in &self.plan.needed {
-                scope.spawn(move || {
-                    let run = || stage::run(self, index);
-                    let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
-                        .unwrap_or(Err(Error::Panic));
-                    let is_lost = self.workshop.repo.as_ref().is_some_and(|repo| repo.is_lost());
-                    let is_absent = finished
-                        .as_ref()
-                        .is_err_and(|error| matches!(error.cause(), Error::NotCached));
-                    // Others may go on: what they finish isn't done again.
-                    if finished.is_err() && !is_lost && !is_absent {
-                        self.cancel.cancel();
-                    }
-                    let slot = lock(&self.state.stages).entry(index).or_default().clone();
-                    slot.fill(finished.map(Arc::new).map_err(Arc::new));
-                });
-            }
-        });
+        if self.is_in_place() {
+            // There is one root: stages take turns. One that reads another runs that
+            // first (see `Shared::stage`).
+            self.plan.needed.iter().for_each(|&index| self.run_stage(index));
+        } else {
+            std::thread::scope(|scope| {
+                for &index in &self.plan.needed {
+                    scope.spawn(move || self.run_stage(index));
+                }
+            });
+        }
         let failures: Vec<Error> =
             self.plan.needed.iter().filter_map(|&index| self.stage(index).err()).collect();
         let by_itself =
@@ -229,11 +233,33 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// The result of a stage; waits for it.
+    /// Runs a stage in this thread, unless that was begun already.
+    fn run_stage(&self, index: usize) {
+        if !lock(&self.state.begun).insert(index) {
+            return;
+        }
+        let run = || stage::run(self, index);
+        let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+            .unwrap_or(Err(Error::Panic));
+        let is_lost = self.workshop.repo.as_ref().is_some_and(|repo| repo.is_lost());
+        let is_absent =
+            finished.as_ref().is_err_and(|error| matches!(error.cause(), Error::NotCached));
+        // Others may go on: what they finish isn't done again.
+        if finished.is_err() && !is_lost && !is_absent {
+            self.cancel.cancel();
+        }
+        let slot = lock(&self.state.stages).entry(index).or_default().clone();
+        slot.fill(finished.map(Arc::new).map_err(Arc::new));
+    }
+
+    /// The result of a stage; waits for it, or where stages take turns, runs it.
     ///
     /// # Errors
     /// The stage's own, shared.
     pub fn stage(&self, index: usize) -> Result<Arc<Finished>, Error> {
+        if self.is_in_place() && self.plan.needed.contains(&index) {
+            self.run_stage(index);
+        }
         let slot = lock(&self.state.stages).get(&index).cloned();
         let slot = slot.ok_or(Error::Panic)?;
         slot.wait().map_err(Error::Stage)
@@ -536,6 +562,6 @@ impl From<step::Error> for Error {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

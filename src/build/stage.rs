@@ -558,21 +558,35 @@ impl<'a> StageRun<'a> {
         self.ensure_root()?;
         let is_run = matches!(step.action, Action::Run(_));
         let root = self.root.as_mut().expect("made just before");
-        if is_run {
+        let in_place = self.shared.is_in_place();
+        if is_run && !in_place {
             let detail = root.mount()?;
             tracing::debug!(mount = %detail.display(), "root mounted");
         }
         let overlay = Arc::clone(root.overlay());
+        let (base, chain) = (self.base_ids(), self.chain.clone());
         overlay.mark();
         let mut log_snapshotter = LogSnapshotter::new();
         let snapshotter: &mut dyn Snapshotter = match self.shared.request.snapshot {
-            SnapshotMode::Walk(mode) if is_run => self.walk.insert(WalkSnapshotter::new(mode)),
+            SnapshotMode::Walk(mode) if is_run && !in_place => {
+                self.walk.insert(WalkSnapshotter::new(mode))
+            }
             _ => &mut log_snapshotter,
         };
         snapshotter.mark(&*overlay.after())?;
 
-        inputs.execute(self.shared, &step.action, root, number, now)?;
+        let root = self.root.as_ref().expect("made above");
+        if in_place {
+            self.shared.occupies(&overlay, is_run, base.clone(), chain.clone());
+        }
+        let executed = inputs.execute(self.shared, &step.action, root, number, now);
+        if executed.is_err() && in_place && !is_run {
+            // The table holds half a step.
+            self.shared.occupied_by_nobody();
+        }
+        executed?;
 
+        let slot: LayerSlot = Arc::new(Slot::default());
         let log: ChangeLog = overlay.log();
         if let Some(reason) = &log.lost {
             self.shared.observer.observe(Progress::Warning(format!(
@@ -580,14 +594,20 @@ impl<'a> StageRun<'a> {
             )));
         }
         let set = snapshotter.changes(&*overlay.before(), &*overlay.after(), &log)?;
-        let slot: LayerSlot = Arc::new(Slot::default());
+        if in_place {
+            if !is_run {
+                self.shared.edited_in_place(&overlay, &set);
+            }
+            let chain = chain.iter().cloned().chain([Arc::clone(&slot)]).collect();
+            self.shared.occupies(&overlay, is_run, base.clone(), chain);
+        }
         let job = Job {
             set,
             span: step.span,
             keys,
+            base,
+            chain,
             fields,
-            base: self.base_ids(),
-            chain: self.chain.clone(),
             created: now,
             duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             shared: self.forced(&step.action).is_none(),

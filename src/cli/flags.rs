@@ -35,12 +35,22 @@ pub struct Yadokari {
 pub enum Command {
     /// Build an image from a Dockerfile and push it
     Build(Box<Build>),
+    /// Tell in which root RUN steps happen here, and what better ones would need
+    Doctor(Doctor),
     /// Look after the cache: show, check, shrink it, move its mounts
     Cache(CacheArguments),
     /// Fetch base images, and steps of a shared cache, ahead of builds
     Warm(Box<Warm>),
     /// Print the version
     Version,
+}
+
+/// Flags of `doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Builds an image from a Dockerfile and pushes it, with kaniko's command line.
@@ -204,6 +214,27 @@ pub struct Build {
     /// Which root to build in [default: the best that this host allows]
     #[arg(long, value_enum)]
     pub root: Option<RootKind>,
+    /// Build in the root of this machine although it seems to be no container
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub force: bool,
+    /// Path of the container that is no part of the image; may be repeated [root inplace]
+    #[arg(long, value_name = "PATH")]
+    pub ignore_path: Vec<String>,
+    /// Leave /var/run alone [default: where something is mounted below it; root inplace]
+    #[arg(long, alias = "whitelist-var-run", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub ignore_var_run: Option<bool>,
+    /// Remove the files of the container before building [root inplace]
+    #[arg(long, env = "KANIKO_PRE_CLEANUP", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub pre_cleanup: bool,
+    /// Remove the files of the container after building [root inplace]
+    #[arg(long, env = "KANIKO_CLEANUP", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub cleanup: bool,
+    /// Bring the files of the container back after --cleanup [root inplace]
+    #[arg(long, env = "KANIKO_PRESERVE_CONTEXT", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub preserve_context: bool,
+    /// Leave the image's files in the container even if every step was cached [root inplace]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub materialize: bool,
     /// Write the image to an OCI image layout
     #[arg(long, value_name = "DIR")]
     pub oci_layout_path: Option<PathBuf>,
@@ -252,9 +283,8 @@ pub struct Build {
     /// What is told.
     #[command(flatten)]
     pub logging: Logging,
-    /// Flags of kaniko that need nothing here: unused stages are always skipped,
-    /// nothing is left behind that would have to be cleaned up, no layer is ever
-    /// held in memory, and there is no walk to replace.
+    /// Flags of kaniko that need nothing here: unused stages are always skipped, no
+    /// layer is ever held in memory, and there is no walk to replace.
     #[command(flatten)]
     pub settled: Settled,
 }
@@ -265,15 +295,6 @@ pub struct Settled {
     /// Unused stages are always skipped
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub skip_unused_stages: Option<bool>,
-    /// Nothing outside the cache directory is written
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
-    pub cleanup: Option<bool>,
-    /// Nothing outside the cache directory is written
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
-    pub pre_cleanup: Option<bool>,
-    /// Building outside a container is safe: the host's files aren't touched
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
-    pub force: Option<bool>,
     /// Layers are streamed
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub compressed_caching: Option<bool>,
@@ -287,6 +308,8 @@ pub struct Settled {
 pub enum RootKind {
     /// Our FUSE overlay in a private mount namespace.
     Overlay,
+    /// The container's own `/`, as kaniko does it.
+    Inplace,
 }
 
 /// `--network`.
@@ -325,12 +348,8 @@ pub const MISSING: &[&str] = &[
     "credential-helpers",
     "dryrun",
     "force-build-metadata",
-    "ignore-path",
-    "ignore-var-run",
     "image-fs-extract-retry",
     "kaniko-dir",
-    "materialize",
-    "preserve-context",
     "push-ignore-immutable-tag-errors",
     "reproducible",
     "single-snapshot",

@@ -14,6 +14,7 @@ use super::flags::Snapshot;
 use crate::build::Request;
 use crate::build::request::CachePlace;
 use crate::build::request::CacheRepo;
+use crate::build::request::RootChoice;
 use crate::build::request::Secret;
 use crate::build::request::SecretSource;
 use crate::build::request::SnapshotMode;
@@ -143,6 +144,7 @@ pub(super) fn resolve(
             Snapshot::Redo => SnapshotMode::Walk(WalkMode::Redo),
             Snapshot::Time => SnapshotMode::Walk(WalkMode::Time),
         },
+        root: RootChoice::default(), // the ladder decides
         oci_layout: flags.oci_layout_path.clone(),
         tar: flags.tar_path.clone(),
         digest_file: flags.digest_file.clone(),

@@ -172,7 +172,11 @@ fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(2, NonZeroUsize::get).min(MAX_THREADS)
 }
 
-fn open_device() -> Result<OwnedFd, MountError> {
+/// Opens the FUSE device.
+///
+/// # Errors
+/// Which of the things that can forbid it does.
+pub fn open_device() -> Result<OwnedFd, MountError> {
     match rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
         Ok(device) => Ok(device),
         Err(error @ (Errno::NOENT | Errno::NODEV | Errno::NXIO)) => {

@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::io::Write;
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -15,6 +16,7 @@ use rustix::process::Signal;
 use rustix::thread::UnshareFlags;
 
 use super::error::Operation;
+use super::in_place;
 use super::init;
 use super::spec;
 use super::spec::Failure;
@@ -48,6 +50,27 @@ impl Control {
             line.push(b'\n');
             let _ = (&self.0).write_all(&line);
         }
+    }
+
+    /// Sends the recorder's listener along with its line.
+    pub(super) fn send_listener(
+        &self,
+        listener: &OwnedFd,
+        no_new_privileges: bool,
+    ) -> io::Result<()> {
+        use rustix::net::SendAncillaryBuffer;
+        use rustix::net::SendAncillaryMessage;
+        use rustix::net::SendFlags;
+
+        let mut line = serde_json::to_vec(&Report::Listener { no_new_privileges })?;
+        line.push(b'\n');
+        let descriptors = [listener.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let parts = [io::IoSlice::new(&line)];
+        rustix::net::sendmsg(&self.0, &parts, &mut ancillary, SendFlags::empty())?;
+        Ok(())
     }
 
     /// Reports a failure and ends the process.
@@ -99,6 +122,9 @@ fn outer() -> i32 {
     // A terminal's Ctrl-C is the builder's to handle.
     let _ = rustix::process::setsid();
     let process = spec.process;
+    if process.in_place.is_some() {
+        in_place::run(&process, &control);
+    }
     if let Err(failure) = namespaces(&process) {
         control.give_up(failure);
     }

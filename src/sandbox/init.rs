@@ -29,10 +29,12 @@ use super::child;
 use super::child::Control;
 use super::error::Operation;
 use super::mounts;
+use super::recorder;
 use super::seccomp;
 use super::spec::Exit;
 use super::spec::Failure;
 use super::spec::Fallback;
+use super::spec::InPlace;
 use super::spec::Process;
 use super::spec::Report;
 
@@ -93,12 +95,12 @@ pub(super) fn run(process: &Process, control: &Control, outer: &OwnedFd) -> ! {
     }
 }
 
-fn failure(operation: Operation, subject: &str, error: &io::Error) -> Failure {
+pub(super) fn failure(operation: Operation, subject: &str, error: &io::Error) -> Failure {
     Failure::new(operation, subject, error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// Blocks SIGCHLD and gives a descriptor that is readable when it is pending.
-fn block_and_watch_children() -> io::Result<OwnedFd> {
+pub(super) fn block_and_watch_children() -> io::Result<OwnedFd> {
     // SAFETY: `set` is initialised by sigemptyset before it is read; signalfd
     // returns a descriptor that nothing else owns.
     unsafe {
@@ -153,13 +155,13 @@ fn reap(command: Pid, control: &Control, signals: &OwnedFd) -> ! {
     }
 }
 
-fn exit(status: WaitStatus) -> Option<Exit> {
+pub(super) fn exit(status: WaitStatus) -> Option<Exit> {
     let code = status.exit_status().map(Exit::Code);
     code.or_else(|| status.terminating_signal().map(Exit::Signal))
 }
 
 /// Becomes the command; returns only if that failed.
-fn command(process: &Process, control: &Control) -> Failure {
+pub(super) fn command(process: &Process, control: &Control) -> Failure {
     match prepare(process, control) {
         Ok(()) => execute(process),
         Err(failure) => failure,
@@ -239,11 +241,14 @@ fn rights(process: &Process, control: &Control) -> Result<(), Failure> {
         let _ = rustix::fs::fchown(output, Some(uid), Some(gid));
     }
     let capabilities = Failure::of(Operation::Capabilities, name);
-    let held = drop_bounding_set().map_err(capabilities)?;
-    if let Err(error) = seccomp::install() {
-        let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
-        control.send(&Report::Fallback(Fallback::NoSeccomp(errno)));
-    }
+    let held = match (drop_bounding_set(), &process.in_place) {
+        // What a container without CAP_SETPCAP has can't be reduced any more.
+        (Err(Errno::PERM), Some(_)) => thread::capabilities(None)
+            .map(|sets| sets.permitted & CAPABILITIES)
+            .map_err(capabilities)?,
+        (held, _) => held.map_err(capabilities)?,
+    };
+    filter(process, control);
     // The primary group among the supplementary ones, too: a file that its group
     // may not read must stay unreadable after setgid away (CVE-2022-36109).
     let mut groups = vec![gid];
@@ -261,7 +266,34 @@ fn rights(process: &Process, control: &Control) -> Result<(), Failure> {
     };
     thread::clear_ambient_capability_set()
         .and_then(|()| thread::set_capabilities(None, sets))
-        .map_err(Failure::of(Operation::Capabilities, name))
+        .map_err(Failure::of(Operation::Capabilities, name))?;
+    if process.in_place.is_some() {
+        // No pid namespace ends it otherwise; a change of user would undo this.
+        let _ = child::die_with_parent();
+    }
+    Ok(())
+}
+
+/// Installs Docker's filter, or without namespaces the recorder's: there, the
+/// container has a filter of its own.
+fn filter(process: &Process, control: &Control) {
+    let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EINVAL);
+    match &process.in_place {
+        None => {
+            if let Err(error) = seccomp::install() {
+                control.send(&Report::Fallback(Fallback::NoSeccomp(errno(error))));
+            }
+        }
+        Some(InPlace { record: false }) => {}
+        Some(InPlace { record: true }) => {
+            let sent = recorder::install().and_then(|(listener, no_new_privileges)| {
+                control.send_listener(&listener, no_new_privileges)
+            });
+            if let Err(error) = sent {
+                control.send(&Report::Fallback(Fallback::NoRecorder(errno(error))));
+            }
+        }
+    }
 }
 
 /// Reduces the bounding set to the default capabilities and gives those of them

@@ -5,6 +5,7 @@ use std::io;
 use std::io::PipeReader;
 use std::io::Read;
 use std::io::Write;
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
@@ -156,7 +157,7 @@ impl Runner for Namespaces {
         let mut ending = Ending::No;
         let mut buffer = vec![0; PIECE];
         while running.is_open() {
-            let ready = running.poll(process.cancel.as_deref(), ending)?;
+            let ready = running.poll(process, ending)?;
             if ready.cancelled && matches!(ending, Ending::No) {
                 let _ = running.control.write_all(&[TERMINATE]);
                 ending = Ending::Asked { until: Instant::now() + self.grace };
@@ -173,10 +174,19 @@ impl Runner for Namespaces {
             if ready.stderr {
                 pass_on(&mut running.stderr, &mut buffer, |piece| output(Stream::Stderr, piece))?;
             }
+            if ready.aborted && !matches!(ending, Ending::Killed) {
+                running.kill();
+                ending = Ending::Killed;
+            }
             if ready.control {
-                match running.control.read(&mut buffer) {
-                    Ok(0) | Err(_) => running.control_open = false,
-                    Ok(count) => heard.take(&buffer[..count], |fallback| self.note(fallback)),
+                match receive(&running.control, &mut buffer) {
+                    Ok((0, _)) | Err(_) => running.control_open = false,
+                    Ok((count, listener)) => {
+                        if let (Some(recorder), Some(listener)) = (&process.recorder, listener) {
+                            recorder.listen(listener).map_err(Error::Connection)?;
+                        }
+                        heard.take(&buffer[..count], |fallback| self.note(fallback));
+                    }
                 }
             }
         }
@@ -225,12 +235,35 @@ impl Heard {
             match serde_json::from_slice(&line) {
                 Ok(Report::Failed(failure)) => self.failure = self.failure.take().or(Some(failure)),
                 Ok(Report::Fallback(fallback)) => note(fallback),
+                Ok(Report::Listener { no_new_privileges }) => {
+                    tracing::debug!(no_new_privileges, "the step is recorded");
+                }
                 Ok(Report::Ended(exit)) => self.exit = Some(exit),
                 // Our own process wrote it; without its report the run is `Died`.
                 Err(error) => tracing::debug!(%error, "a report of the sandbox can't be read"),
             }
         }
     }
+}
+
+/// Reads a piece of the reports, and the descriptor that may come with it.
+fn receive(control: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    use rustix::net::RecvAncillaryBuffer;
+    use rustix::net::RecvAncillaryMessage;
+    use rustix::net::RecvFlags;
+
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [io::IoSliceMut::new(buffer)];
+    let received =
+        rustix::net::recvmsg(control, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptor = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            descriptor = descriptors.last();
+        }
+    }
+    Ok((received.bytes, descriptor))
 }
 
 fn failed(failure: Failure) -> Error {
@@ -276,6 +309,7 @@ struct Ready {
     stderr: bool,
     control: bool,
     cancelled: bool,
+    aborted: bool,
 }
 
 impl Running {
@@ -285,7 +319,7 @@ impl Running {
     }
 
     /// Waits for something to happen; at most until the grace time is over.
-    fn poll(&self, cancel: Option<&Cancel>, ending: Ending) -> Result<Ready, Error> {
+    fn poll(&self, process: &Process, ending: Ending) -> Result<Ready, Error> {
         let mut which: Vec<fn(&mut Ready)> = Vec::with_capacity(4);
         let mut polled = Vec::with_capacity(4);
         if let Some(stdout) = &self.stdout {
@@ -300,9 +334,13 @@ impl Running {
             polled.push(PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN));
             which.push(|ready| ready.control = true);
         }
-        if let (Some(cancel), Ending::No) = (cancel, ending) {
+        if let (Some(cancel), Ending::No) = (&process.cancel, ending) {
             polled.push(PollFd::from_borrowed_fd(cancel.event.as_fd(), PollFlags::IN));
             which.push(|ready| ready.cancelled = true);
+        }
+        if let (Some(recorder), Ending::No) = (&process.recorder, ending) {
+            polled.push(PollFd::from_borrowed_fd(recorder.abort().as_fd(), PollFlags::IN));
+            which.push(|ready| ready.aborted = true);
         }
         let timeout = match ending {
             Ending::Asked { until } => {

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::error::Operation;
 use super::namespaces::Cancel;
+use super::recorder::Recorder;
 use super::user::User;
 use crate::path::RootPath;
 
@@ -42,11 +43,25 @@ pub struct Process {
     pub hostname: String,
     /// Size of `/dev/shm` in bytes.
     pub shm_size: u64,
+    /// Without namespaces: the builder's own root is the root, and `root`, `mounts`,
+    /// `network`, `hostname` and `shm_size` mean nothing.
+    #[serde(default)]
+    pub in_place: Option<InPlace>,
     /// Limits other than the builder's own (setrlimit(2)).
     pub limits: Vec<Limit>,
     /// Ends it early.
     #[serde(skip)]
     pub cancel: Option<Arc<Cancel>>,
+    /// Is told what could change, if [`InPlace::record`].
+    #[serde(skip)]
+    pub recorder: Option<Arc<Recorder>>,
+}
+
+/// How a process without namespaces is run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InPlace {
+    /// Whether what could change is recorded.
+    pub record: bool,
 }
 
 impl Process {
@@ -67,8 +82,10 @@ impl Process {
             network: true,
             hostname: "buildkitsandbox".to_owned(),
             shm_size: 64 << 20,
+            in_place: None,
             limits: Vec::new(),
             cancel: None,
+            recorder: None,
         }
     }
 
@@ -241,6 +258,8 @@ pub enum Fallback {
     BoundSys(i32),
     /// Device nodes are the host's, bound, because making them was refused; errno.
     BoundDevices(i32),
+    /// The recorder's filter could not be installed; errno.
+    NoRecorder(i32),
 }
 
 impl fmt::Display for Fallback {
@@ -249,6 +268,7 @@ impl fmt::Display for Fallback {
             Self::NoSeccomp(errno) => ("RUN has no seccomp filter", errno),
             Self::BoundSys(errno) => ("RUN sees the builder's own /sys, read-only", errno),
             Self::BoundDevices(errno) => ("RUN has the builder's own device nodes", errno),
+            Self::NoRecorder(errno) => ("RUN isn't recorded", errno),
         };
         write!(f, "{what}: {}", io::Error::from_raw_os_error(*errno))
     }
@@ -261,6 +281,11 @@ pub(super) enum Report {
     Failed(Failure),
     /// See [`Fallback`].
     Fallback(Fallback),
+    /// The recorder's listener comes with this line as a descriptor.
+    Listener {
+        /// Whether set-user-ID programs have no effect.
+        no_new_privileges: bool,
+    },
     /// The command ended.
     Ended(Exit),
 }

@@ -224,6 +224,8 @@ pub fn run(
             hostname: HOSTNAME.to_owned(),
             shm_size: place.conditions.shm_size.unwrap_or(SHM_SIZE),
             limits: place.conditions.limits.clone(),
+            in_place: None,
+            recorder: None,
             cancel: Some(Arc::clone(&place.cancel)),
         };
         Ok(place.runner.run(&process, output)?)
@@ -242,7 +244,7 @@ enum PointKind {
     File(SecretBytes, u16, u32, u32),
 }
 
-fn set(environment: &mut Vec<(String, String)>, name: &str, value: &str) {
+pub(super) fn set(environment: &mut Vec<(String, String)>, name: &str, value: &str) {
     match environment.iter_mut().find(|(key, _)| key == name) {
         Some(entry) => value.clone_into(&mut entry.1),
         None => environment.push((name.to_owned(), value.to_owned())),

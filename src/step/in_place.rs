@@ -1,0 +1,220 @@
+//! RUN without namespaces: a process in the container's own `/`, as kaniko runs it.
+//!
+//! What `RUN --mount` asks for is put where it is wanted for the time of the step
+//! ([`super::stand_in`]). Afterwards the disk is read back into the table.
+
+use std::io;
+use std::sync::Arc;
+
+use super::Error;
+use super::copy::make_directories;
+use super::ownership::Accounts;
+use super::run::Conditions;
+use super::run::Prepared;
+use super::run::set;
+use super::stand_in::Contents;
+use super::stand_in::StandIns;
+use crate::overlay::Attributes;
+use crate::overlay::Overlay;
+use crate::path::RootPath;
+use crate::plan::step::Network;
+use crate::plan::step::RunStep;
+use crate::rootfs::InPlace;
+use crate::sandbox;
+use crate::sandbox::Cancel;
+use crate::sandbox::Exit;
+use crate::sandbox::Process;
+use crate::sandbox::Recorder;
+use crate::sandbox::Recording;
+use crate::sandbox::Runner;
+use crate::sandbox::Stream;
+use crate::snapshot::Mode;
+use crate::tree::Timestamp;
+
+/// Programs whose name in a command says that no_new_privs would spoil it.
+const NEED_PRIVILEGES: [&str; 3] = ["sudo", "doas", "pkexec"];
+
+/// Where the script of a RUN with a heredoc and `#!` lies while it runs.
+const PIPES: &str = "/.pipes";
+
+/// Where a RUN happens.
+pub struct Place<'a> {
+    /// The container's root.
+    pub root: &'a mut InPlace,
+    /// The table it mirrors.
+    pub overlay: &'a Arc<Overlay>,
+    /// Starts processes.
+    pub runner: &'a dyn Runner,
+    /// Ends the process when somebody gives up.
+    pub cancel: Arc<Cancel>,
+    /// How changes are found, if not by recording.
+    pub walk: Option<Mode>,
+    /// What it finds around it.
+    pub conditions: &'a Conditions,
+    /// Is told what was done without, and why.
+    pub notice: &'a dyn Fn(String),
+}
+
+/// Runs `step` and gives back how its process ended. The table then holds what it
+/// changed.
+///
+/// # Errors
+/// As [`super::run::run`], and [`Error::Network`].
+pub fn run(
+    place: &mut Place<'_>,
+    step: &RunStep,
+    mounts: Vec<Prepared>,
+    now: Timestamp,
+    output: &mut dyn FnMut(Stream, &[u8]),
+) -> Result<Exit, Error> {
+    if step.network == Network::None {
+        return Err(Error::Network);
+    }
+    if !place.conditions.hosts.is_empty() || place.conditions.shm_size.is_some() {
+        (place.notice)(
+            "--add-host and --shm-size have no effect in the container's own root".to_owned(),
+        );
+    }
+    let user = Accounts::read(&*place.overlay.after())?.user(&step.user)?;
+    let attributes = Attributes { mode: 0o755, uid: user.uid, gid: user.gid, mtime: now };
+    let directory = RootPath::clamped(step.directory.as_bytes()).unwrap_or_default();
+    let mut record = place.walk.is_none();
+    let mut spoilt = None;
+    if record && user.uid != 0 && names_privileged_program(&step.arguments) {
+        record = false;
+        spoilt = Some("its command names a set-user-ID program".to_owned());
+    }
+    loop {
+        make_directories(place.overlay, &directory, &attributes)?;
+        let mut above = Some(directory.clone());
+        while let Some(path) = above {
+            above = path.parent();
+            place.root.touched(place.overlay, path);
+        }
+        let written = place.root.enter(place.overlay)?;
+        tracing::debug!(?written, "the container's root shows the image");
+        let mut process = Process::new("/", step.arguments.iter().cloned());
+        process.root = place.root.path().to_owned();
+        process.environment = step.environment.clone();
+        process.directory.clone_from(&step.directory);
+        process.user = user.clone();
+        process.limits.clone_from(&place.conditions.limits);
+        process.cancel = Some(Arc::clone(&place.cancel));
+        process.in_place = Some(sandbox::InPlace { record });
+        for (name, value) in &step.proxy {
+            set(&mut process.environment, name, value);
+        }
+        let tree = place.overlay.after();
+        let mut stand_ins = StandIns::new(place.root.disk(), &*tree);
+        let placed = put(&mut stand_ins, &mounts, step, &mut process);
+        if !process.environment.iter().any(|(name, _)| name == "HOME") {
+            process.environment.push(("HOME".to_owned(), user.home.clone()));
+        }
+        let outside: Vec<RootPath> = place.root.outside().places().cloned().collect();
+        let outside = outside.into_iter().chain(stand_ins.paths().cloned()).collect();
+        let recorder = Recorder::new(outside).map_err(Error::io("make", "a recorder"))?;
+        let recorder = Arc::new(recorder);
+        process.recorder = Some(Arc::clone(&recorder));
+        stand_ins.ready();
+        let ended = placed.and_then(|()| Ok(place.runner.run(&process, output)?));
+        let recording = recorder.finish();
+        stand_ins.remove().map_err(Error::io("take away", "what was mounted"))?;
+        if let Some(program) = &recording.needs_privileges {
+            (place.notice)(format!(
+                "{program} needs set-user-ID, which the recorder takes away: the step begins \
+                 again without it and the whole root is compared"
+            ));
+            place.root.undo(place.overlay)?;
+            record = false;
+            spoilt = Some(format!("{program} needs set-user-ID"));
+            continue;
+        }
+        if !ended.as_ref().is_ok_and(|exit| exit.is_success()) {
+            // Nothing of a step that failed stays, neither here nor for the next build.
+            place.root.undo(place.overlay)?;
+            return ended;
+        }
+        let recorded: Result<&Recording, String> = match spoilt.take() {
+            Some(why) => Err(why),
+            None if record && !recorder.is_installed() => {
+                Err("this container lets no seccomp filter listen".to_owned())
+            }
+            None => Ok(&recording),
+        };
+        let report = place.root.read_back(place.overlay, recorded, place.walk)?;
+        tracing::debug!(notices = recording.notices, looked_at = report.looked_at, "read back");
+        if let Some(why) = report.walked {
+            (place.notice)(format!("{why}: the whole root was compared"));
+        }
+        return ended;
+    }
+}
+
+fn names_privileged_program(arguments: &[String]) -> bool {
+    let words = arguments.iter().flat_map(|argument| {
+        argument.split(|letter: char| letter.is_whitespace() || ";&|()'\"".contains(letter))
+    });
+    let names = words.filter_map(|word| word.rsplit('/').next());
+    names.into_iter().any(|name| NEED_PRIVILEGES.contains(&name))
+}
+
+/// Puts everything that the step wants to see in its place.
+fn put(
+    stand_ins: &mut StandIns<'_>,
+    mounts: &[Prepared],
+    step: &RunStep,
+    process: &mut Process,
+) -> Result<(), Error> {
+    let failed = |target: &str| {
+        let target = target.to_owned();
+        move |error: io::Error| Error::Mount { target, reason: error.to_string() }
+    };
+    if let Some(script) = &step.script {
+        // A container's /dev lets nothing be executed.
+        let (usual, target) =
+            (format!("/dev/pipes/{}", script.name), format!("{PIPES}/{}", script.name));
+        for argument in process.arguments.iter_mut().filter(|argument| **argument == usual) {
+            argument.clone_from(&target);
+        }
+        let contents =
+            Contents::File { bytes: script.body.as_bytes(), mode: 0o755, uid: 0, gid: 0 };
+        stand_ins.put(&target, contents).map_err(failed(&target))?;
+    }
+    for mount in mounts {
+        match mount {
+            Prepared::Bind { source, target, lock, .. } => {
+                let contents = match lock {
+                    Some(_) => Contents::Kept(source),
+                    None => Contents::Moved(source),
+                };
+                stand_ins.put(target, contents).map_err(failed(target))?;
+            }
+            Prepared::Tmpfs { target, .. } => {
+                stand_ins.put(target, Contents::Directory(0o1777)).map_err(failed(target))?;
+            }
+            Prepared::Secret { target, value, mode, uid, gid } => {
+                let (mode, uid, gid) = (*mode, *uid, *gid);
+                let contents = Contents::File { bytes: value.as_bytes(), mode, uid, gid };
+                stand_ins.put(target, contents).map_err(failed(target))?;
+            }
+            Prepared::SecretVariable { name, value } => {
+                set(&mut process.environment, name, &String::from_utf8_lossy(value.as_bytes()));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_that_need_privileges_are_found_in_a_command() {
+        let command =
+            |text: &str| names_privileged_program(&["/bin/sh".into(), "-c".into(), text.into()]);
+        assert!(command("sudo apt-get update"));
+        assert!(command("cd /x && (/usr/bin/sudo -n true)"));
+        assert!(!command("echo pseudo sudoers"));
+    }
+}
