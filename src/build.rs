@@ -8,6 +8,7 @@
 //! Nothing here prints: what happens is told to an [`Observer`].
 
 pub mod base;
+pub mod call;
 mod client;
 mod error;
 pub mod inputs;
@@ -21,6 +22,7 @@ pub mod request;
 mod shared;
 pub mod slot;
 pub mod stage;
+pub mod survey;
 mod tail;
 
 use std::collections::BTreeMap;
@@ -106,13 +108,10 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
         context = context.below(&RootPath::clamped(below.as_bytes()).unwrap_or_default())?;
     }
     let (dockerfile, ignore) = read_dockerfile(request, &context)?;
-    for warning in &dockerfile.warnings {
-        let place = dockerfile::Error::at(&dockerfile, warning.span, &warning.message);
-        crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
-    }
     let client = LazyClient::new(request.registry.clone(), request.credentials.clone());
     let bases = Bases::new(Arc::new(client), Arc::clone(&store));
-    let plan = plan_stages(request, &dockerfile, &bases, crew)?;
+    let plan = plan_stages(request, &dockerfile, &bases)?;
+    survey::lint(&plan, &bases, &ignore, crew)?;
     let clamp = request.source_date_epoch.or(plan.source_date_epoch);
     let workshop = Workshop {
         store: Arc::clone(&store),
@@ -166,7 +165,7 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
 /// Reads the Dockerfile and the ignore rules that go with it.
 fn read_dockerfile(request: &Request, context: &Context) -> Result<(Dockerfile, Matcher), Error> {
     let file = context.dockerfile(request.dockerfile.as_deref(), Path::new("."))?;
-    let dockerfile = dockerfile::parse(&file.name, &file.text)?;
+    let dockerfile = dockerfile::parse_checked(&file.name, &file.text, request.check.clone())?;
     let ignore = match &file.ignore {
         Some(rules) => Matcher::parse(&rules.text)
             .map_err(|source| Error::Ignore { file: rules.name.clone(), source })?,
@@ -177,23 +176,8 @@ fn read_dockerfile(request: &Request, context: &Context) -> Result<(Dockerfile, 
 
 /// Plans the stages. Triggers out of base images may name further stages, so bases
 /// are resolved (not fetched) until nothing new turns up.
-fn plan_stages(
-    request: &Request,
-    dockerfile: &Dockerfile,
-    bases: &Bases,
-    crew: &Crew<'_>,
-) -> Result<Plan, Error> {
-    let options = plan::Options {
-        build_args: request.build_args.clone(),
-        target: request.target.clone(),
-        platform: request.platform.clone(),
-        build_platform: request.build_platform.clone(),
-    };
-    let mut plan = plan::plan(dockerfile, &options)?;
-    for warning in &plan.warnings {
-        let place = dockerfile::Error::at(dockerfile, warning.span, &warning.message);
-        crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
-    }
+fn plan_stages(request: &Request, dockerfile: &Dockerfile, bases: &Bases) -> Result<Plan, Error> {
+    let mut plan = plan::plan(dockerfile, &plan_options(request))?;
     let mut seen = Vec::new();
     loop {
         let next = plan.needed.iter().copied().find(|index| !seen.contains(index));
@@ -206,6 +190,16 @@ fn plan_stages(
                 .map_err(|error| error.or_stage(name, &plan).at(dockerfile, stage.span))?;
             plan.add_triggers(index, &base.config.config.on_build)?;
         }
+    }
+}
+
+/// What planning needs to know of the request.
+fn plan_options(request: &Request) -> plan::Options {
+    plan::Options {
+        build_args: request.build_args.clone(),
+        target: request.target.clone(),
+        platform: request.platform.clone(),
+        build_platform: request.build_platform.clone(),
     }
 }
 

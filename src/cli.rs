@@ -4,6 +4,7 @@
 //! that prints. The same binary is `yadokari` and, by the name it is called,
 //! kaniko's `executor`.
 
+mod call;
 pub mod flags;
 mod interrupt;
 mod report;
@@ -22,6 +23,8 @@ use crate::build::Crew;
 use crate::build::Observer;
 use crate::build::Progress;
 use crate::build::Report;
+use crate::build::Request;
+use crate::build::call::Question;
 use crate::sandbox;
 use crate::sandbox::Cancel;
 use crate::sandbox::Namespaces;
@@ -83,6 +86,16 @@ fn run_build(flags: &Build) -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     };
+    let call = match call::Call::read(flags.call.as_deref(), flags.check) {
+        Ok(call) => call,
+        Err(error) => {
+            reporter.error(&error, None);
+            return ExitCode::from(FAILURE);
+        }
+    };
+    if let Some(question) = call.question {
+        return answer(&reporter, &request, question, call);
+    }
     // Before any thread: everything we mount is seen by us and our children alone,
     // and goes when we go, however we end.
     match sandbox::isolate_mounts() {
@@ -113,13 +126,58 @@ fn run_build(flags: &Build) -> ExitCode {
     };
     let runner = Namespaces::of_this_program();
     let crew = Crew { observer: &reporter, runner: &runner, cancel, interrupted: &interrupted };
-    match build::build(&request, &crew) {
+    let built = build::build(&request, &crew);
+    reporter.findings();
+    match built {
         Ok(report) => {
             tell(&reporter, &report);
             ExitCode::SUCCESS
         }
         Err(error) => fail(&reporter, &error),
     }
+}
+
+/// Answers `--check` and `--call`: nothing is built, and nothing can be interrupted
+/// that would leave something behind.
+fn answer(
+    reporter: &Reporter,
+    request: &Request,
+    question: Question,
+    call: call::Call,
+) -> ExitCode {
+    let cancel = match Cancel::new() {
+        Ok(cancel) => Arc::new(cancel),
+        Err(error) => {
+            reporter.error(&format!("cannot start: {error}"), None);
+            return ExitCode::from(FAILURE);
+        }
+    };
+    let runner = Namespaces::of_this_program();
+    let interrupted = AtomicBool::new(false);
+    let crew = Crew { observer: reporter, runner: &runner, cancel, interrupted: &interrupted };
+    match build::call::ask(request, question, &crew) {
+        Ok(answer) => {
+            print(&call::render(&answer, call.json));
+            let failed = call::is_bad(&answer) && !call.ignore_status;
+            ExitCode::from(if failed { FAILURE } else { 0 })
+        }
+        Err(error) => {
+            if call.json && question == Question::Check {
+                let message = build::chain(&error);
+                let value = serde_json::json!({
+                    "warnings": [], "sources": [], "error": { "message": message },
+                });
+                print(&format!("{value:#}\n"));
+            }
+            fail(reporter, &error)
+        }
+    }
+}
+
+/// To standard output; a closed pipe is no reason to panic.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
 fn tell(reporter: &Reporter, report: &Report) {

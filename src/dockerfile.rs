@@ -14,6 +14,7 @@
 pub mod directives;
 mod duration;
 pub mod error;
+pub mod excerpt;
 pub mod expand;
 mod flags;
 mod heredoc;
@@ -21,6 +22,7 @@ pub mod instruction;
 mod lines;
 mod lint;
 mod parse;
+pub mod rules;
 pub mod suggest;
 mod words;
 
@@ -39,4 +41,5 @@ pub use instruction::Span;
 pub use instruction::Warning;
 pub use instruction::Word;
 pub use parse::parse;
+pub use parse::parse_checked;
 pub use parse::parse_trigger;

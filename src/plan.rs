@@ -22,6 +22,7 @@ mod history;
 mod lint;
 mod metadata;
 mod mount;
+pub mod outline;
 mod run;
 mod scope;
 mod signal;
@@ -46,6 +47,7 @@ pub use scope::Scope;
 pub use stage::Base;
 pub use stage::Stage;
 pub use steps::BaseState;
+pub use steps::Declared;
 pub use steps::Steps;
 
 /// What the caller decides about a build.

@@ -36,6 +36,12 @@ pub enum Error {
         /// The cause.
         source: Box<Error>,
     },
+    /// Lint findings, and the Dockerfile wants them to be errors.
+    #[error("lint violation found for rules: {rules}")]
+    Lint {
+        /// Their names.
+        rules: String,
+    },
     /// A stage that others need failed.
     #[error(transparent)]
     Stage(Arc<Error>),

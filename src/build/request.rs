@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use crate::dockerfile::Check;
 use crate::image::Format;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
@@ -54,6 +55,8 @@ pub struct Request {
     pub build_args: Vec<(String, Option<String>)>,
     /// `--target`.
     pub target: Option<String>,
+    /// `BUILDKIT_DOCKERFILE_CHECK`: in place of the file's own `# check=`.
+    pub check: Option<Check>,
     /// `--label`s.
     pub labels: Vec<(String, String)>,
     /// Platform to build for.

@@ -34,7 +34,6 @@ use crate::context::Context;
 use crate::context::ContextTree;
 use crate::context::DigestMemory;
 use crate::dockerfile::Dockerfile;
-use crate::dockerfile::Warning;
 use crate::ignore::Matcher;
 use crate::oci::platform::Platform;
 use crate::overlay::Lower;
@@ -335,12 +334,6 @@ impl<'a> Shared<'a> {
         let nanoseconds = u32::try_from(now.subsec_nanosecond()).unwrap_or_default();
         let now = Timestamp { seconds: now.as_second(), nanoseconds };
         stage::clamp(now, self.request.source_date_epoch)
-    }
-
-    /// Tells of a lint finding.
-    pub fn warn(&self, warning: &Warning) {
-        let place = crate::dockerfile::Error::at(self.dockerfile, warning.span, &warning.message);
-        self.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
     }
 
     /// # Errors

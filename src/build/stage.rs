@@ -169,9 +169,6 @@ impl<'a> StageRun<'a> {
             }
         };
         let steps = shared.plan.steps(index, &state)?;
-        for warning in &steps.warnings {
-            shared.warn(warning);
-        }
         Ok(Self {
             shared,
             index,

@@ -116,6 +116,12 @@ pub struct Build {
     /// Stage to build [default: the last]
     #[arg(long, value_name = "STAGE")]
     pub target: Option<String>,
+    /// Look at the Dockerfile and build nothing: apply the lint rules
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub check: bool,
+    /// build, check, outline or targets, with `,format=json`: answer instead of building
+    #[arg(long, value_name = "METHOD")]
+    pub call: Option<String>,
     /// KEY=VALUE put into the image's labels; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub label: Vec<String>,

@@ -11,6 +11,7 @@ use crate::build::Request;
 use crate::build::request::Secret;
 use crate::build::request::SecretSource;
 use crate::build::request::SnapshotMode;
+use crate::dockerfile::Check;
 use crate::image::Format;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
@@ -67,7 +68,8 @@ pub(super) fn resolve(
                 .map_err(|error| wrong(format!("--destination {text}: {error}")))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    if destinations.is_empty() && !no_push {
+    let asks = flags.check || flags.call.as_deref().is_some_and(|call| !call.starts_with("build"));
+    if destinations.is_empty() && !no_push && !asks {
         return Err(wrong("no --destination: say where to push, or give --no-push"));
     }
     if destinations.is_empty()
@@ -106,6 +108,7 @@ pub(super) fn resolve(
         push: !no_push,
         build_args: build_args(&flags.build_arg, variable)?,
         target: flags.target.clone(),
+        check: check(&flags.build_arg, variable)?,
         labels: pairs("--label", &flags.label)?,
         platform,
         build_platform,
@@ -201,6 +204,19 @@ fn build_args(
         arguments.push((name.to_owned(), value));
     }
     Ok(arguments)
+}
+
+/// What the build argument `BUILDKIT_DOCKERFILE_CHECK` asks of the lint rules.
+fn check(
+    given: &[String],
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<Check>, FlagError> {
+    const NAME: &str = "BUILDKIT_DOCKERFILE_CHECK";
+    let arguments = build_args(given, variable)?;
+    let value = arguments.into_iter().find(|(name, _)| name == NAME).and_then(|(_, value)| value);
+    value
+        .map(|value| Check::parse(&value).map_err(|message| wrong(format!("{NAME}: {message}"))))
+        .transpose()
 }
 
 /// `KEY=VALUE` pairs; a later one wins.

@@ -3,6 +3,7 @@
 use crate::dockerfile::error::Error;
 use crate::dockerfile::instruction::Span;
 use crate::dockerfile::lines::Text;
+use crate::dockerfile::rules;
 
 /// What lint rules do: the `# check=` directive, and the `# check=skip=…` comments
 /// above single instructions.
@@ -83,7 +84,8 @@ impl Check {
         let off = scoped.is_some_and(|(outer, rules)| {
             span.start < outer.end.max(outer.start + 1) && rules.contains(rule)
         });
-        !off && !self.skip.contains(rule)
+        let experimental = rules::find(rule).is_some_and(|rule| rule.experimental);
+        !off && !self.skip.contains(rule) && (!experimental || self.experimental.contains(rule))
     }
 }
 

@@ -54,11 +54,20 @@ const INSTRUCTIONS: [&str; 18] = [
 /// The text must be UTF-8 without NUL bytes, hold at least one FROM, and nothing
 /// but ARG before it. The first fault is returned, with its place.
 pub fn parse(name: &str, text: &[u8]) -> Result<Dockerfile, Error> {
+    parse_checked(name, text, None)
+}
+
+/// Like [`parse`], with `check` in place of what the file's own directive asks of the
+/// lint rules. Comments above single instructions still count.
+///
+/// # Errors
+/// Those of [`parse`].
+pub fn parse_checked(name: &str, text: &[u8], check: Option<Check>) -> Result<Dockerfile, Error> {
     let text = decode(name, text)?;
     let source = Text { name, text };
     let directives = directives::read(source)?;
     let parser = Parser { source, escape: directives.escape };
-    let mut check = directives.check;
+    let mut check = check.unwrap_or(directives.check);
     let mut lint = lint::Findings::default();
     let mut instructions: Vec<Instruction> = Vec::new();
     let mut lines = Lines::new(source);

@@ -124,6 +124,21 @@ fn split(text: &str) -> Result<Vec<String>, String> {
     }
 }
 
+/// Id of an ssh mount, and whether it is required, before anything is expanded. `None`
+/// for other mounts and for a wrong text.
+pub(super) fn ssh(text: &str) -> Option<(String, bool)> {
+    let fields = fields(text).ok()?;
+    if !last(&fields, "type").is_some_and(|kind| kind.eq_ignore_ascii_case("ssh")) {
+        return None;
+    }
+    let id = last(&fields, "id").filter(|id| !id.is_empty()).unwrap_or("default").to_owned();
+    let required = fields.iter().rev().find(|(key, _)| key == "required");
+    let required = required.is_some_and(|(_, value)| {
+        !value.as_deref().is_some_and(|value| matches!(value, "false" | "0" | "f" | "F"))
+    });
+    Some((id, required))
+}
+
 /// What `from` of the mount names, before anything is expanded. `None` if it
 /// names nothing, or the text is wrong (which shows when the mount is placed).
 pub(super) fn origin_name(text: &str) -> Option<String> {

@@ -153,3 +153,17 @@ fn only_binds_without_from_read_the_context() {
     assert_eq!(origin_name("from=a,target=/t").as_deref(), Some("a"));
     assert_eq!(origin_name("type=tmpfs,from=a,target=/t"), None);
 }
+
+#[test]
+fn ssh_mounts_are_told_by_their_raw_text() {
+    for (text, expected) in [
+        ("type=ssh", Some(("default", false))),
+        ("type=SSH,id=key,required", Some(("key", true))),
+        ("type=ssh,required=false", Some(("default", false))),
+        ("type=secret,id=key", None),
+        ("", None),
+    ] {
+        let expected = expected.map(|(id, required): (&str, bool)| (id.to_owned(), required));
+        assert_eq!(ssh(text), expected, "{text}");
+    }
+}
