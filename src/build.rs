@@ -20,12 +20,12 @@ pub mod progress;
 mod publish;
 pub mod request;
 mod shared;
+mod single;
 pub mod slot;
 pub mod stage;
 pub mod survey;
 mod tail;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -51,6 +51,7 @@ use crate::image::Assembled;
 use crate::image::BaseImage;
 use crate::image::LayerRow;
 use crate::image::Row;
+use crate::image::annotation::Place;
 use crate::layer::compress::Compression;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
@@ -112,21 +113,24 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     let bases = Bases::new(Arc::new(client), Arc::clone(&store));
     let plan = plan_stages(request, &dockerfile, &bases)?;
     survey::lint(&plan, &bases, &ignore, crew)?;
-    let clamp = request.source_date_epoch.or(plan.source_date_epoch);
+    let epoch = plan.source_date_epoch.or(request.source_date_epoch);
     let workshop = Workshop {
         store: Arc::clone(&store),
         cache: Arc::clone(&cache),
         compression: request.compression,
         media_type: layer_media_type(request.compression).to_owned(),
-        clamp,
+        clamp: epoch.filter(|_| request.rewrite_timestamp),
         threads: request.threads,
     };
-    let uploads = (request.push && !request.destinations.is_empty())
-        .then(|| Uploads::new(&bases, request.destinations.clone(), request.check_push));
+    let uploads = (request.push && !request.destinations.is_empty()).then(|| {
+        let destinations = request.destinations.clone();
+        Uploads::new(&bases, destinations, request.check_push, request.ignore_immutable_tags)
+    });
     let shared = Shared::new(
         request,
         &dockerfile,
         &plan,
+        epoch,
         &context,
         ignore,
         &workshop,
@@ -138,7 +142,11 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     let built = shared.run_stages();
     shared.save_context_digests();
     let image = built.and_then(|finished| {
-        let image = assemble(request, &plan, &finished, clamp)?;
+        let finished = match request.single_snapshot {
+            true => Arc::new(single::merge(&shared, &finished)?),
+            false => finished,
+        };
+        let image = assemble(request, &plan, &finished, epoch)?;
         Ok((finished, image))
     });
     // Whatever finished is kept, also when something else failed.
@@ -208,7 +216,7 @@ fn assemble(
     request: &Request,
     plan: &Plan,
     finished: &Finished,
-    clamp: Option<i64>,
+    epoch: Option<i64>,
 ) -> Result<Assembled, Error> {
     let mut rows = Vec::with_capacity(finished.rows.len());
     for row in &finished.rows {
@@ -228,6 +236,7 @@ fn assemble(
     let base: Option<&Base> = finished.base.as_deref();
     let layers: Vec<Descriptor> =
         base.iter().flat_map(|base| &base.layers).map(|layer| layer.descriptor.clone()).collect();
+    let platform = &plan.stages[plan.target].platform;
     Ok(crate::image::assemble(&Assemble {
         base: base.map(|base| BaseImage {
             config: &base.config,
@@ -236,12 +245,12 @@ fn assemble(
         }),
         config: &finished.steps.config,
         author: finished.steps.author.as_deref(),
-        platform: &plan.stages[plan.target].platform,
+        platform,
         rows: &rows,
         labels: &request.labels,
-        annotations: &BTreeMap::new(),
+        annotations: &request.annotations.at(Place::Manifest, platform),
         format: request.format,
-        epoch: clamp,
+        epoch,
     })?)
 }
 

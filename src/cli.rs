@@ -80,7 +80,10 @@ fn run_build(flags: &Build) -> ExitCode {
     start_logging(flags);
     let variable = |name: &str| std::env::var(name).ok();
     let request = match request::resolve(flags, &variable) {
-        Ok(request) => request,
+        Ok(mut request) => {
+            request.credentials.add_variables(std::env::vars());
+            request
+        }
         Err(error) => {
             reporter.error(&error.to_string(), None);
             return ExitCode::from(FAILURE);
@@ -93,7 +96,8 @@ fn run_build(flags: &Build) -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     };
-    if let Some(question) = call.question {
+    let question = call.question.or(flags.dryrun.then_some(Question::Plan));
+    if let Some(question) = question {
         return answer(&reporter, &request, question, call);
     }
     // Before any thread: everything we mount is seen by us and our children alone,

@@ -6,6 +6,7 @@
 //! encodes it. Equal inputs give equal bytes; nothing here asks for the time.
 //! [`fn@validate`] takes an image apart again and recomputes everything in it.
 
+pub mod annotation;
 mod json;
 mod media;
 mod validate;

@@ -39,6 +39,8 @@ pub enum Question {
     Outline,
     /// The stages that can be built.
     Targets,
+    /// What would be done (`--dryrun`).
+    Plan,
 }
 
 /// What the answer says.
@@ -50,6 +52,8 @@ pub enum Said {
     Outline(Outline),
     /// See [`Question::Targets`].
     Targets(Vec<Target>),
+    /// The lines of each needed stage, then those of what is delivered.
+    Plan(Vec<Vec<String>>),
 }
 
 /// An answer and the file it is about.
@@ -92,6 +96,11 @@ pub fn ask(request: &Request, question: Question, crew: &Crew<'_>) -> Result<Ans
             let (steps, _) = survey::place(&plan, &bases, &plan.needed)?;
             Said::Outline(plan.outline(&steps))
         }
+        Question::Plan => {
+            let plan = super::plan_stages(request, &dockerfile, &bases)?;
+            let (steps, _) = survey::place(&plan, &bases, &plan.needed)?;
+            Said::Plan(planned(request, &plan, &steps))
+        }
         Question::Targets => {
             Said::Targets(plan::plan(&dockerfile, &super::plan_options(request))?.targets())
         }
@@ -125,6 +134,33 @@ fn check(request: &Request, dockerfile: &Dockerfile, ignore: &Matcher, bases: &B
             Said::Check(shown(&known), Some(told(&error)))
         }
     }
+}
+
+/// What would be done, in kaniko's words where it has them.
+fn planned(request: &Request, plan: &Plan, steps: &BTreeMap<usize, Steps>) -> Vec<Vec<String>> {
+    let mut all = Vec::new();
+    for &index in &plan.needed {
+        let stage = &plan.stages[index];
+        let from = match &stage.base {
+            plan::Base::Scratch => "scratch".to_owned(),
+            plan::Base::Image(name) => format!("{name} for {}", stage.platform),
+            plan::Base::Stage(parent) => format!("stage {parent}"),
+        };
+        let name = stage.name.as_ref().map(|name| format!(" AS {name}")).unwrap_or_default();
+        let mut lines = vec![format!("STAGE {index}"), format!("FROM {from}{name}")];
+        if let Some(placed) = steps.get(&index) {
+            lines.extend(placed.steps.iter().map(|step| step.title.clone()));
+        }
+        if index != plan.target {
+            lines.push(format!("SAVE STAGE {index}"));
+        }
+        all.push(lines);
+    }
+    if request.push {
+        let to = request.destinations.iter().map(|destination| format!("PUSH {destination}"));
+        all.push(to.collect());
+    }
+    all
 }
 
 type Placed = (BTreeMap<usize, Steps>, Vec<crate::dockerfile::Warning>);

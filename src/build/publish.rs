@@ -32,6 +32,8 @@ const UPLOADS: usize = 4;
 pub struct Uploads<'a> {
     inner: Arc<Inner>,
     bases: &'a Bases,
+    /// A tag that may not be moved is left where it is.
+    ignore_immutable: bool,
     jobs: Mutex<Option<mpsc::Sender<LayerSlot>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -59,7 +61,12 @@ pub struct Pushed {
 impl<'a> Uploads<'a> {
     /// Nothing happens before the first layer comes. With `check`, the permission to
     /// push is checked when the first step has to run.
-    pub fn new(bases: &'a Bases, destinations: Vec<Reference>, check: bool) -> Self {
+    pub fn new(
+        bases: &'a Bases,
+        destinations: Vec<Reference>,
+        check: bool,
+        ignore_immutable: bool,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 client: Arc::clone(&bases.client),
@@ -70,6 +77,7 @@ impl<'a> Uploads<'a> {
                 denied: Mutex::default(),
             }),
             bases,
+            ignore_immutable,
             jobs: Mutex::default(),
             threads: Mutex::default(),
         }
@@ -132,7 +140,16 @@ impl<'a> Uploads<'a> {
         for (number, destination) in self.inner.destinations.iter().enumerate() {
             let unchanged = !changed && self.inner.has(destination, &image.manifest.digest)?;
             if !unchanged {
-                self.push_one(number, destination, image, base)?;
+                self.push_one(number, destination, image, base).or_else(|error| match error {
+                    // The tag is taken, and whoever pushed it first was as good as we.
+                    Error::Registry(refused)
+                        if self.ignore_immutable && refused.is_immutable_tag() =>
+                    {
+                        tracing::debug!(error = %refused, "tag is immutable");
+                        Ok(())
+                    }
+                    other => Err(other),
+                })?;
             }
             pushed.push(Pushed { destination: destination.clone(), unchanged });
         }

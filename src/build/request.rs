@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::dockerfile::Check;
 use crate::image::Format;
+use crate::image::annotation::Annotations;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
@@ -87,8 +88,17 @@ pub struct Request {
     pub format: Option<Format>,
     /// `--compression` and `--compression-level`.
     pub compression: Compression,
-    /// `SOURCE_DATE_EPOCH`, in seconds.
+    /// SOURCE_DATE_EPOCH where neither a build argument nor the Dockerfile says
+    /// anything, in seconds: `--reproducible`.
     pub source_date_epoch: Option<i64>,
+    /// Whether SOURCE_DATE_EPOCH also clamps the times in new layers.
+    pub rewrite_timestamp: bool,
+    /// `--annotation`s.
+    pub annotations: Annotations,
+    /// `--single-snapshot`: one layer for everything above the base.
+    pub single_snapshot: bool,
+    /// `--push-ignore-immutable-tag-errors`.
+    pub ignore_immutable_tags: bool,
     /// `--secret`s.
     pub secrets: Vec<Secret>,
     /// How registries are reached.

@@ -61,6 +61,8 @@ pub struct Shared<'a> {
     pub dockerfile: &'a Dockerfile,
     /// Its stages.
     pub plan: &'a Plan,
+    /// SOURCE_DATE_EPOCH: the time of what is made now, if it is later.
+    pub epoch: Option<i64>,
     /// The build context.
     pub context: &'a Context,
     /// Its ignore rules.
@@ -131,6 +133,7 @@ impl<'a> Shared<'a> {
         request: &'a Request,
         dockerfile: &'a Dockerfile,
         plan: &'a Plan,
+        epoch: Option<i64>,
         context: &'a Context,
         ignore: Matcher,
         workshop: &'a Workshop,
@@ -142,6 +145,7 @@ impl<'a> Shared<'a> {
             request,
             dockerfile,
             plan,
+            epoch,
             context,
             ignore: Mutex::new(Some(ignore)),
             workshop,
@@ -333,7 +337,7 @@ impl<'a> Shared<'a> {
         let now = jiff::Timestamp::now();
         let nanoseconds = u32::try_from(now.subsec_nanosecond()).unwrap_or_default();
         let now = Timestamp { seconds: now.as_second(), nanoseconds };
-        stage::clamp(now, self.request.source_date_epoch)
+        stage::clamp(now, self.epoch)
     }
 
     /// # Errors
@@ -362,6 +366,7 @@ impl<'a> Shared<'a> {
     pub fn layer_coming(&self, index: usize, slot: &LayerSlot, cached: bool) {
         if index == self.plan.target
             && !cached
+            && !self.request.single_snapshot
             && let Some(uploads) = self.uploads
         {
             uploads.layer(slot);

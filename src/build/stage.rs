@@ -179,7 +179,7 @@ impl<'a> StageRun<'a> {
             definition,
             surroundings: key::Surroundings {
                 platform: stage.platform.clone(),
-                clamp: shared.request.source_date_epoch,
+                clamp: shared.workshop.clamp,
             },
             root: None,
             walk: None,

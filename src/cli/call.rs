@@ -82,6 +82,7 @@ pub(super) fn render(answer: &Answer, json: bool) -> String {
             Said::Check(findings, error) => check_json(answer, findings, error.as_deref()),
             Said::Outline(_) => outline_json(answer),
             Said::Targets(_) => targets_json(answer),
+            Said::Plan(stages) => json!(stages),
         };
         return format!("{value:#}\n");
     }
@@ -89,6 +90,10 @@ pub(super) fn render(answer: &Answer, json: bool) -> String {
         Said::Check(findings, error) => check_text(findings, error.as_deref()),
         Said::Outline(_) => outline_text(answer),
         Said::Targets(_) => targets_text(answer),
+        Said::Plan(stages) => {
+            let lines = stages.iter().flatten().map(|line| format!("{line}\n"));
+            lines.collect()
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::build::request::SecretSource;
 use crate::build::request::SnapshotMode;
 use crate::dockerfile::Check;
 use crate::image::Format;
+use crate::image::annotation::Annotations;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
@@ -106,7 +107,7 @@ pub(super) fn resolve(
         dockerfile: flags.dockerfile.clone(),
         destinations,
         push: !no_push,
-        build_args: build_args(&flags.build_arg, variable)?,
+        build_args: with_epoch(build_args(&flags.build_arg, variable)?, variable)?,
         target: flags.target.clone(),
         check: check(&flags.build_arg, variable)?,
         labels: pairs("--label", &flags.label)?,
@@ -129,10 +130,17 @@ pub(super) fn resolve(
         name_tag_digest_file: flags.image_name_tag_with_digest_file.clone(),
         format: format.or(flags.tar_path.is_some().then_some(Format::Docker)),
         compression: compression(flags)?,
-        source_date_epoch: epoch(variable)?,
+        source_date_epoch: flags.reproducible.then_some(0),
+        rewrite_timestamp: flags.rewrite_timestamp,
+        annotations: annotations(&flags.annotation)?,
+        single_snapshot: flags.single_snapshot,
+        ignore_immutable_tags: flags.push_ignore_immutable_tag_errors,
         secrets: secrets(&flags.secret, variable)?,
         registry: registry_options(flags, variable)?,
-        credentials: registry::Environment::read(|name| variable(name).map(Into::into)),
+        credentials: registry::Environment {
+            well_known: helpers(&flags.credential_helpers)?,
+            ..registry::Environment::read(|name| variable(name).map(Into::into))
+        },
         check_push: !flags.skip_push_permission_check,
         threads,
     })
@@ -177,13 +185,49 @@ fn compression(flags: &Build) -> Result<Compression, FlagError> {
     }
 }
 
-fn epoch(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<i64>, FlagError> {
-    match variable("SOURCE_DATE_EPOCH").filter(|value| !value.is_empty()) {
-        None => Ok(None),
-        Some(text) => text.parse().map(Some).map_err(|_| {
-            wrong(format!("SOURCE_DATE_EPOCH is `{text}`: whole seconds since 1970 are expected"))
-        }),
+/// SOURCE_DATE_EPOCH of the environment counts as a build argument, as for buildx.
+fn with_epoch(
+    mut arguments: Vec<(String, Option<String>)>,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<(String, Option<String>)>, FlagError> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let given = arguments.iter().any(|(name, _)| name == NAME);
+    if let Some(text) = variable(NAME).filter(|value| !value.is_empty() && !given) {
+        if text.parse::<i64>().is_err() {
+            let expected = "whole seconds since 1970 are expected";
+            return Err(wrong(format!("{NAME} is `{text}`: {expected}")));
+        }
+        arguments.push((NAME.to_owned(), Some(text)));
     }
+    Ok(arguments)
+}
+
+fn annotations(given: &[String]) -> Result<Annotations, FlagError> {
+    let mut annotations = Annotations::default();
+    for text in given {
+        annotations
+            .add(text)
+            .map_err(|message| wrong(format!("--annotation {text}: {message}")))?;
+    }
+    Ok(annotations)
+}
+
+/// `--credential-helpers`: all without the flag, none for an empty one.
+fn helpers(given: &[String]) -> Result<Vec<registry::WellKnown>, FlagError> {
+    if given.is_empty() {
+        return Ok(registry::WellKnown::ALL.to_vec());
+    }
+    given
+        .iter()
+        .filter(|name| !name.is_empty())
+        .map(|name| {
+            registry::WellKnown::named(name).ok_or_else(|| {
+                wrong(format!(
+                    "--credential-helpers {name}: env, google, ecr, acr and gitlab are known"
+                ))
+            })
+        })
+        .collect()
 }
 
 /// `KEY=VALUE`, or `KEY` for the value in the environment; a later one wins.
