@@ -156,7 +156,7 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     for notice in cache.take_notices() {
         crew.observer.observe(Progress::Warning(notice.to_string()));
     }
-    let (finished, image) = image?;
+    let (finished, image) = image.map_err(|error| error.at_layer(&dockerfile))?;
     let pushed = match &uploads {
         Some(uploads) => uploads.publish(&image, finished.base.as_deref(), finished.misses > 0)?,
         None => Vec::new(),

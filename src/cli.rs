@@ -7,8 +7,10 @@
 mod call;
 pub mod flags;
 mod interrupt;
+mod logging;
 mod report;
 mod request;
+mod screen;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -32,8 +34,6 @@ use flags::Build;
 use flags::Command;
 use flags::Executor;
 use flags::ExecutorCommand;
-use flags::LogFormat;
-use flags::Verbosity;
 use flags::Yadokari;
 use report::Reporter;
 
@@ -77,7 +77,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 
 fn run_build(flags: &Build) -> ExitCode {
     let reporter = Reporter::new(flags.log_format, flags.verbosity, flags.log_timestamp);
-    start_logging(flags);
+    logging::start(flags.verbosity, flags.log_format, reporter.screen());
     let variable = |name: &str| std::env::var(name).ok();
     let request = match request::resolve(flags, &variable) {
         Ok(mut request) => {
@@ -131,6 +131,7 @@ fn run_build(flags: &Build) -> ExitCode {
     let runner = Namespaces::of_this_program();
     let crew = Crew { observer: &reporter, runner: &runner, cancel, interrupted: &interrupted };
     let built = build::build(&request, &crew);
+    reporter.screen().close();
     reporter.findings();
     match built {
         Ok(report) => {
@@ -202,7 +203,7 @@ fn fail(reporter: &Reporter, error: &build::Error) -> ExitCode {
     {
         reporter.error("the last lines of the failed step:", None);
         for line in output {
-            eprintln(&format!("  {line}"));
+            reporter.screen().line(&format!("  {line}"));
         }
     }
     match error.placed() {
@@ -233,23 +234,4 @@ fn hint(cause: &build::Error) -> Option<String> {
 fn eprintln(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-/// Diagnostics of our own modules, on standard error, with `--verbosity=debug`.
-fn start_logging(flags: &Build) {
-    let level = match flags.verbosity {
-        Verbosity::Panic | Verbosity::Fatal | Verbosity::Error => "error",
-        Verbosity::Warn | Verbosity::Info => "warn",
-        Verbosity::Debug => "yadokari=debug,warn",
-        Verbosity::Trace => "yadokari=trace,info",
-    };
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::new(level));
-    // A second call in one process (a test) keeps the first subscriber.
-    let _ = match flags.log_format {
-        LogFormat::Json => subscriber.json().try_init(),
-        LogFormat::Text => subscriber.with_ansi(false).try_init(),
-        LogFormat::Color => subscriber.try_init(),
-    };
 }

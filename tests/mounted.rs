@@ -22,6 +22,8 @@
 mod host;
 #[path = "support/look.rs"]
 mod look;
+#[path = "support/mapper.rs"]
+mod mapper;
 #[path = "support/operations.rs"]
 mod operations;
 #[path = "support/random.rs"]
@@ -36,8 +38,11 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::Mutex;
 
 use look::View;
+use mapper::Mapper;
 use operations::Actor;
 use operations::Done;
 use random::Random;
@@ -66,6 +71,9 @@ const ROUNDS: u32 = 6;
 /// Per round, over all threads.
 const OPERATIONS: u32 = 240;
 const THREADS: u32 = 3;
+
+/// Makes the mappings of all operations.
+static MAPPER: LazyLock<Mutex<Mapper>> = LazyLock::new(|| Mutex::new(Mapper::start()));
 
 /// A mounted overlay, and the layers that should make another one like it.
 struct Root {
@@ -242,6 +250,7 @@ fn run_round(root: &Root, spread: Spread, random: &mut Random, taken: Option<&mu
         random: Random::new(seed),
         edits: !matches!(spread, Spread::Disjoint),
         maps: !matches!(spread, Spread::Shared),
+        mapper: &MAPPER,
         done: Done::new(),
     };
     let threads = if matches!(spread, Spread::Alone) { 1 } else { THREADS };
@@ -355,6 +364,7 @@ fn the_mount_does_what_a_plain_directory_does() {
                 random: Random::new(seed),
                 edits: false,
                 maps: true,
+                mapper: &MAPPER,
                 done: Done::new(),
             };
             actor.operate(2 * OPERATIONS);
@@ -389,10 +399,8 @@ fn a_capability_survives_late_pages_of_a_mapping() {
     let root = Root::over(Vec::new(), true);
     let path = root.at().join("f");
     fs::write(&path, [1; 9000]).expect("it works");
-    let file = fs::OpenOptions::new().read(true).write(true).open(&path).expect("it works");
-    // SAFETY: nobody else changes the file while it is mapped.
-    let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.expect("it works");
-    map[5000] = 7;
+    let mut mapper = Mapper::start();
+    mapper.write(&path, &[(5000, vec![7])]).expect("it works");
     let value = Random::new(1).capability();
     let name = "security.capability";
     rustix::fs::setxattr(&path, name, &value, rustix::fs::XattrFlags::empty()).expect("it works");
@@ -400,7 +408,10 @@ fn a_capability_survives_late_pages_of_a_mapping() {
     let seen = &look::of_tree(root.overlay.tree().as_ref())
         [&yadokari::path::RootPath::clamped(b"f").expect("no NUL")];
     assert_eq!(seen.capability, Some(value));
-    assert_eq!(seen.digest, Some(blake3::hash(&map)));
+    let mut expected = [1; 9000];
+    expected[5000] = 7;
+    assert_eq!(seen.digest, Some(blake3::hash(&expected)));
+    mapper.forget().expect("it works");
 }
 
 /// Runs `step` on a small root; gives what the second oracle says of the true set,

@@ -72,6 +72,31 @@ fn skopeo(arguments: &[&str]) -> Option<serde_json::Value> {
 }
 
 #[test]
+fn a_terminal_shows_running_steps_in_rows_and_keeps_one_line_of_each() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("Dockerfile"), "FROM scratch\nCOPY a /b\n").unwrap();
+    std::fs::write(directory.path().join("a"), "a").unwrap();
+    let build = |term: &str| {
+        let command = format!(
+            "{} build --no-push --context {} --cache-dir {}",
+            env!("CARGO_BIN_EXE_yadokari"),
+            directory.path().display(),
+            directory.path().join(format!("cache-{term}")).display(),
+        );
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
+        let output = script.env("TERM", term).stdin(std::process::Stdio::null()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}");
+        text
+    };
+    let (live, dumb) = (build("xterm"), build("dumb"));
+    assert!(live.contains("\x1b[2K"), "a row was drawn and taken away: {live:?}");
+    assert!(live.contains("#1 [1/1] COPY a /b DONE"), "{live:?}");
+    assert!(!dumb.contains("\x1b[2K") && dumb.contains("#1 DONE"), "{dumb:?}");
+}
+
+#[test]
 fn skopeo_reads_our_layouts_and_archives() {
     let directory = tempfile::tempdir().unwrap();
     let place = |name: &str| directory.path().join(name).display().to_string();

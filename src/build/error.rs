@@ -229,7 +229,14 @@ pub enum Error {
 
 impl Error {
     /// Names the instruction that failed, unless something nearer to it did already.
+    ///
+    /// A layer that failed behind the build names its own instruction, not the one
+    /// that waited for it.
     pub fn at(self, dockerfile: &Dockerfile, span: Span) -> Self {
+        let span = match &self {
+            Self::Layer(error) => error.span.unwrap_or(span),
+            _ => span,
+        };
         match self {
             Self::At { .. }
             | Self::Dockerfile(_)
@@ -240,6 +247,17 @@ impl Error {
                 place: dockerfile::Error::at(dockerfile, span, chain(&other)),
                 source: Box::new(other),
             },
+        }
+    }
+
+    /// Names the instruction whose layer failed, if that is what happened.
+    pub fn at_layer(self, dockerfile: &Dockerfile) -> Self {
+        match &self {
+            Self::Layer(LayerError { span: Some(span), .. }) => {
+                let span = *span;
+                self.at(dockerfile, span)
+            }
+            _ => self,
         }
     }
 
@@ -319,11 +337,18 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut next = error.source();
     while let Some(cause) = next {
         let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
+        if !tells(&text, &cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
         }
         next = cause.source();
     }
     text
+}
+
+/// Whether `text` says already what `cause` does, whatever the case and with or
+/// without the number that the standard library appends.
+fn tells(text: &str, cause: &str) -> bool {
+    let core = cause.split(" (os error").next().unwrap_or(cause);
+    text.to_lowercase().contains(&core.to_lowercase())
 }

@@ -27,6 +27,7 @@ use yadokari_cache::record::CompressedRecord;
 use super::key;
 use super::slot::Slot;
 use crate::change::ChangeSet;
+use crate::dockerfile::Span;
 use crate::layer;
 use crate::layer::LayerIndex;
 use crate::layer::compress::Compression;
@@ -55,12 +56,22 @@ pub struct LayerFacts {
 
 /// Why a layer couldn't be finished; shared because several wait for it.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{}", super::error::chain(&**.0))]
-pub struct LayerError(pub Arc<dyn std::error::Error + Send + Sync>);
+#[error("{}", super::error::chain(&**.cause))]
+pub struct LayerError {
+    cause: Arc<dyn std::error::Error + Send + Sync>,
+    /// The instruction whose layer it is, once known. Whoever waits for the layer is
+    /// at another one by then.
+    pub span: Option<Span>,
+}
 
 impl LayerError {
     fn new(error: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self(Arc::new(error))
+        Self { cause: Arc::new(error), span: None }
+    }
+
+    /// Names the instruction, unless it is known.
+    fn of(self, span: Span) -> Self {
+        Self { span: Some(self.span.unwrap_or(span)), ..self }
     }
 }
 
@@ -89,6 +100,8 @@ pub fn peek_all(chain: &[LayerSlot]) -> Option<Vec<LayerFacts>> {
 pub struct Job {
     /// The changes.
     pub set: ChangeSet,
+    /// The instruction, for messages.
+    pub span: Span,
     /// The step's keys.
     pub keys: key::StepKeys,
     /// The base's layers.
@@ -142,12 +155,12 @@ impl Writer {
         let (jobs, inbox) = mpsc::sync_channel::<Job>(WAITING_JOBS);
         let thread = std::thread::Builder::new().name("layers".to_owned()).spawn(move || {
             for job in inbox {
-                let slot = Arc::clone(&job.slot);
+                let (slot, span) = (Arc::clone(&job.slot), job.span);
                 // A slot that stayed empty would keep whoever waits for it forever.
                 let write = std::panic::AssertUnwindSafe(|| workshop.write(job));
                 let written = std::panic::catch_unwind(write)
                     .unwrap_or_else(|_| Err(LayerError::new(super::Error::Panic)));
-                slot.fill(written);
+                slot.fill(written.map_err(|error| error.of(span)));
             }
         })?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })

@@ -337,6 +337,7 @@ impl<'a> StageRun<'a> {
         let slot: LayerSlot = Arc::new(Slot::default());
         let job = Job {
             set,
+            span: step.span,
             keys,
             base: self.base_ids(),
             chain: self.chain.clone(),

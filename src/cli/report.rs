@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
-use std::io::Write;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -16,6 +15,7 @@ use serde_json::json;
 use super::call;
 use super::flags::LogFormat;
 use super::flags::Verbosity;
+use super::screen::Screen;
 use crate::build::Observer;
 use crate::build::Progress;
 use crate::build::progress::Outcome;
@@ -29,6 +29,7 @@ pub(super) struct Reporter {
     verbosity: Verbosity,
     timestamps: bool,
     color: bool,
+    screen: Screen,
     lines: Mutex<Lines>,
     findings: Mutex<Vec<Finding>>,
 }
@@ -43,30 +44,39 @@ impl Reporter {
     /// A reporter for `--log-format`, `--verbosity` and `--log-timestamp`.
     pub(super) fn new(format: LogFormat, verbosity: Verbosity, timestamps: bool) -> Self {
         let color = format == LogFormat::Color && std::io::stderr().is_terminal();
+        let live = color && !timestamps && verbosity == Verbosity::Info;
+        let screen = match live {
+            true => Screen::live_if_possible(std::env::var("TERM").ok().as_deref()),
+            false => Screen::plain(),
+        };
         let (lines, findings) = (Mutex::default(), Mutex::default());
-        Self { format, verbosity, timestamps, color, lines, findings }
+        Self { format, verbosity, timestamps, color, screen, lines, findings }
+    }
+
+    /// Where all lines go.
+    pub(super) fn screen(&self) -> &Screen {
+        &self.screen
     }
 
     fn shows(&self, least: Verbosity) -> bool {
         self.verbosity as u8 >= least as u8
     }
 
-    /// One line to standard error. Losing it (a closed pipe) must not end the build.
+    /// One line to standard error.
     fn line(&self, color: &str, text: &str) {
-        let mut out = std::io::stderr().lock();
         let time = if self.timestamps { format!("{} ", timestamp()) } else { String::new() };
-        let _ = if self.color && !color.is_empty() {
-            writeln!(out, "{time}\x1b[{color}m{text}\x1b[0m")
+        self.screen.line(&if self.color && !color.is_empty() {
+            format!("{time}\x1b[{color}m{text}\x1b[0m")
         } else {
-            writeln!(out, "{time}{text}")
-        };
+            format!("{time}{text}")
+        });
     }
 
     fn json(&self, mut value: serde_json::Value) {
         if let Some(object) = value.as_object_mut() {
             object.insert("time".to_owned(), json!(timestamp()));
         }
-        let _ = writeln!(std::io::stderr().lock(), "{value}");
+        self.screen.line(&value.to_string());
     }
 
     /// An error that ends the program.
@@ -143,6 +153,8 @@ impl Reporter {
         if self.format == LogFormat::Json {
             let stream = if stream == Stream::Out { "stdout" } else { "stderr" };
             self.json(json!({ "level": "info", "step": step.0, "stream": stream, "msg": text }));
+        } else if self.screen.is_live() {
+            self.screen.set_row(step, text.trim_end_matches('\r'));
         } else {
             self.line("", &format!("#{} {}", step.0, text.trim_end_matches('\r')));
         }
@@ -178,6 +190,8 @@ impl Observer for Reporter {
                 if !self.shows(Verbosity::Info) {
                 } else if json {
                     self.json(json!({ "level": "info", "step": step.0, "event": "started", "msg": title }));
+                } else if self.screen.is_live() {
+                    self.screen.open_row(step, &title);
                 } else {
                     self.line("1", &format!("#{} {title}", step.0));
                 }
@@ -192,6 +206,9 @@ impl Observer for Reporter {
                     Outcome::Done => ("DONE", ""),
                     Outcome::Failed => ("ERROR", "31"),
                 };
+                // In the live view the title was only in the row that goes now.
+                let title = self.screen.close_row(step);
+                let title = title.unwrap_or_else(|| format!("#{}", step.0));
                 if !self.shows(Verbosity::Info) {
                 } else if json {
                     self.json(json!({
@@ -199,9 +216,9 @@ impl Observer for Reporter {
                         "seconds": elapsed.as_secs_f64(), "msg": word,
                     }));
                 } else if outcome == Outcome::Cached {
-                    self.line(color, &format!("#{} {word}", step.0));
+                    self.line(color, &format!("{title} {word}"));
                 } else {
-                    self.line(color, &format!("#{} {word} {:.2}s", step.0, elapsed.as_secs_f64()));
+                    self.line(color, &format!("{title} {word} {:.2}s", elapsed.as_secs_f64()));
                 }
             }
             Progress::Missed { step, reason } if self.shows(Verbosity::Debug) => {

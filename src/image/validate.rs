@@ -25,6 +25,15 @@ pub enum Mismatch {
     /// The config isn't one.
     #[error("config can't be read")]
     Config(#[source] serde_json::Error),
+    /// The specification's own types, as the crate `oci-spec` has them, can't hold it.
+    #[error("{what} is not as the specification has it")]
+    Specification {
+        /// Manifest or config.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<oci_spec::OciSpecError>,
+    },
     /// `schemaVersion` other than 2.
     #[error("manifest has schema version {0}, not 2")]
     SchemaVersion(u32),
@@ -108,19 +117,20 @@ fn place(belongs: Option<usize>) -> String {
 /// Every mismatch there is, not only the first.
 pub fn validate<R: Read>(
     config: &[u8],
-    manifest: &[u8],
+    manifest_bytes: &[u8],
     mut open: impl FnMut(&Descriptor) -> io::Result<R>,
 ) -> Result<(), Vec<Mismatch>> {
     let mut found = Vec::new();
     let parsed: Option<ImageConfig> =
         serde_json::from_slice(config).map_err(|error| found.push(Mismatch::Config(error))).ok();
-    let manifest: Manifest = match serde_json::from_slice(manifest) {
+    let manifest: Manifest = match serde_json::from_slice(manifest_bytes) {
         Ok(manifest) => manifest,
         Err(error) => {
             found.push(Mismatch::Manifest(error));
             return Err(found);
         }
     };
+    check_specification(config, parsed.is_some(), manifest_bytes, &mut found);
     check_manifest(&manifest, &mut found);
     check_blob("config", &manifest.config, Digest::of(config), config.len() as u64, &mut found);
     let diff_ids = match &parsed {
@@ -148,6 +158,17 @@ pub fn validate<R: Read>(
         }
     }
     if found.is_empty() { Ok(()) } else { Err(found) }
+}
+
+/// A second reader beside our own types: what only we can read is no image.
+fn check_specification(config: &[u8], readable: bool, manifest: &[u8], found: &mut Vec<Mismatch>) {
+    let mismatch = |what| move |source| Mismatch::Specification { what, source: Box::new(source) };
+    let manifest = oci_spec::image::ImageManifest::from_reader(manifest);
+    found.extend(manifest.map_err(mismatch("manifest")).err());
+    if readable {
+        let config = oci_spec::image::ImageConfiguration::from_reader(config);
+        found.extend(config.map_err(mismatch("config")).err());
+    }
 }
 
 fn check_manifest(manifest: &Manifest, found: &mut Vec<Mismatch>) {

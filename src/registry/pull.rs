@@ -16,6 +16,7 @@ use crate::oci::reference::Reference;
 
 use super::auth::Access;
 use super::error::{Error, Subject};
+use super::retry::Patience;
 use super::site::{Direction, Place, Site, origin_place, pull_places};
 use super::transport::Call;
 use super::{Client, Core, Inner};
@@ -303,7 +304,8 @@ pub struct BlobReader {
     /// Bytes of the answer still to be passed over, after a resumption from further back.
     skip: u64,
     /// Breaks since the transfer last recovered, and where that was.
-    breaks: u32,
+    /// Left for connections that break; renewed by progress.
+    patience: Patience,
     recovered_at: u64,
 }
 
@@ -327,6 +329,7 @@ impl BlobReader {
     ) -> Result<Self, Error> {
         let (response, _, subject) =
             inner.block_on(inner.core.open_blob(repository, descriptor, 0))?;
+        let patience = inner.core.policy().patience();
         Ok(Self {
             inner,
             repository: repository.clone(),
@@ -338,7 +341,7 @@ impl BlobReader {
             hasher: Sha256::new(),
             received: 0,
             skip: 0,
-            breaks: 0,
+            patience,
             recovered_at: 0,
         })
     }
@@ -376,7 +379,8 @@ impl BlobReader {
         }
         self.hasher.update(fresh);
         if self.received - self.recovered_at >= RECOVERED {
-            (self.breaks, self.recovered_at) = (0, self.received);
+            self.patience = self.inner.core.policy().patience();
+            self.recovered_at = self.received;
         }
         self.taken = skip;
         self.chunk = Some(Box::new(chunk));
@@ -396,13 +400,10 @@ impl BlobReader {
         Ok(())
     }
 
-    /// Reconnects after `cause`, which is given back once there were too many breaks.
+    /// Reconnects after `cause` and a pause; `cause` is given back once there were too
+    /// many breaks.
     fn resume(&mut self, cause: Error) -> Result<(), Error> {
-        self.breaks += 1;
-        if self.breaks > self.inner.core.options.retries {
-            return Err(cause);
-        }
-        tracing::warn!(error = %cause, offset = self.received, "resuming a download");
+        self.inner.block_on(self.patience.rest(cause))?;
         let core = &self.inner.core;
         let opened = core.open_blob(&self.repository, &self.descriptor, self.received);
         let (response, start, subject) = self.inner.block_on(opened)?;

@@ -58,16 +58,19 @@ impl Policy {
 impl Patience {
     /// Waits before the next try, or gives the error back when it is final.
     pub(super) async fn pause(&mut self, error: Error) -> Result<(), Error> {
-        if !error.is_transient() {
-            return Err(error);
-        }
+        if error.is_transient() { self.rest(error).await } else { Err(error) }
+    }
+
+    /// Waits before the next try, whatever the error is; gives it back once the tries
+    /// are used up.
+    pub(super) async fn rest(&mut self, error: Error) -> Result<(), Error> {
         let Some(own) = self.pauses.next() else { return Err(error) };
         let pause = match error.retry_after() {
             Some(asked) if asked > RETRY_AFTER_MAX => return Err(error),
             Some(asked) => asked.max(own),
             None => own,
         };
-        tracing::warn!(error = %error, pause = ?pause, "trying again");
+        tracing::warn!("{error}; trying again in {:.1} s", pause.as_secs_f64());
         tokio::time::sleep(pause).await;
         Ok(())
     }

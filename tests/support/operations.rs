@@ -20,6 +20,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Mutex;
 
 use rustix::fs::AtFlags;
 use rustix::fs::CWD;
@@ -41,6 +42,7 @@ use yadokari::tree::NodeId;
 use yadokari::tree::ReadAt;
 use yadokari::tree::Timestamp;
 
+use crate::mapper::Mapper;
 use crate::random::Random;
 
 /// What callers of these operations must be ready for.
@@ -75,6 +77,8 @@ pub(crate) struct Actor<'a> {
     pub(crate) edits: bool,
     /// Whether nobody else may cut a file that is mapped here.
     pub(crate) maps: bool,
+    /// Who makes mappings.
+    pub(crate) mapper: &'a Mutex<Mapper>,
     /// How often each operation succeeded.
     pub(crate) done: Done,
 }
@@ -407,19 +411,21 @@ impl<'a> Actor<'a> {
     }
 
     fn map(&mut self) -> io::Result<()> {
-        let (_, file) = self.open(|_| ())?;
+        let (path, file) = self.open(|_| ())?;
         let data = file.metadata()?;
         if data.len() == 0 || data.len() > 1 << 20 {
             return Err(io::ErrorKind::NotFound.into());
         }
-        // SAFETY: `maps` says that nobody cuts the file in the meantime.
-        let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }?;
+        let length_of_file = data.len() as usize;
+        let mut writes = Vec::new();
         for _ in 0..3 {
             let at = self.random.below(data.len()) as usize;
-            let length = (1 + self.random.below(5000) as usize).min(map.len() - at);
-            map[at..at + length].copy_from_slice(&self.random.bytes(length));
+            let length = (1 + self.random.below(5000) as usize).min(length_of_file - at);
+            writes.push((at, self.random.bytes(length)));
         }
-        Ok(())
+        let mut mapper = self.mapper.lock().expect("no panic while it was held");
+        mapper.write(&path, &writes)?;
+        mapper.forget()
     }
 
     fn copy(&mut self) -> io::Result<()> {
