@@ -10,7 +10,9 @@
 pub mod base;
 pub mod call;
 mod client;
+mod delivery;
 mod error;
+mod foreign;
 pub mod inputs;
 pub mod key;
 pub mod layers;
@@ -49,6 +51,7 @@ use crate::ignore::Matcher;
 use crate::image::Assemble;
 use crate::image::Assembled;
 use crate::image::BaseImage;
+use crate::image::Format;
 use crate::image::LayerRow;
 use crate::image::Row;
 use crate::image::annotation::Place;
@@ -56,6 +59,7 @@ use crate::layer::compress::Compression;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::oci::media_type;
+use crate::oci::platform::Platform;
 use crate::path::RootPath;
 use crate::plan;
 use crate::plan::Plan;
@@ -66,6 +70,8 @@ use crate::store::Store;
 use base::Base;
 use base::Bases;
 use client::LazyClient;
+use delivery::Delivery;
+use delivery::Made;
 use layers::Workshop;
 use publish::Uploads;
 use shared::Shared;
@@ -111,44 +117,54 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     let (dockerfile, ignore) = read_dockerfile(request, &context)?;
     let client = LazyClient::new(request.registry.clone(), request.credentials.clone());
     let bases = Bases::new(Arc::new(client), Arc::clone(&store));
-    let plan = plan_stages(request, &dockerfile, &bases)?;
-    survey::lint(&plan, &bases, &ignore, crew)?;
-    let epoch = plan.source_date_epoch.or(request.source_date_epoch);
-    let workshop = Workshop {
-        store: Arc::clone(&store),
-        cache: Arc::clone(&cache),
-        compression: request.compression,
-        media_type: layer_media_type(request.compression).to_owned(),
-        clamp: epoch.filter(|_| request.rewrite_timestamp),
-        threads: request.threads,
-    };
+    let mut plans = Vec::with_capacity(request.platforms.len());
+    for platform in &request.platforms {
+        let plan = plan_stages(request, platform, &dockerfile, &bases)?;
+        let steps = survey::lint(&plan, &bases, &ignore, crew)?;
+        foreign::check(&plan, &steps, &request.build_platform.architecture, &store)?;
+        plans.push(plan);
+    }
     let uploads = (request.push && !request.destinations.is_empty()).then(|| {
         let destinations = request.destinations.clone();
         Uploads::new(&bases, destinations, request.check_push, request.ignore_immutable_tags)
     });
-    let shared = Shared::new(
-        request,
-        &dockerfile,
-        &plan,
-        epoch,
-        &context,
-        ignore,
-        &workshop,
-        &bases,
-        uploads.as_ref(),
-        crew,
-    );
-
-    let built = shared.run_stages();
-    shared.save_context_digests();
-    let image = built.and_then(|finished| {
-        let finished = match request.single_snapshot {
-            true => Arc::new(single::merge(&shared, &finished)?),
-            false => finished,
+    let mut made = Vec::with_capacity(plans.len());
+    let mut counted = 0;
+    let mut built = Ok(());
+    for plan in &plans {
+        let epoch = plan.source_date_epoch.or(request.source_date_epoch);
+        let workshop = Workshop {
+            store: Arc::clone(&store),
+            cache: Arc::clone(&cache),
+            compression: request.compression,
+            media_type: layer_media_type(request.compression).to_owned(),
+            clamp: epoch.filter(|_| request.rewrite_timestamp),
+            threads: request.threads,
         };
-        let image = assemble(request, &plan, &finished, epoch)?;
-        Ok((finished, image))
-    });
+        let shared = Shared::new(
+            request,
+            &dockerfile,
+            plan,
+            epoch,
+            &context,
+            ignore.clone(),
+            &workshop,
+            &bases,
+            uploads.as_ref(),
+            crew,
+        );
+        shared.count_from(counted);
+        let image = make(&shared, plan, epoch);
+        shared.save_context_digests();
+        counted = shared.counted();
+        match image {
+            Ok(image) => made.push(image),
+            Err(error) => {
+                built = Err(error);
+                break;
+            }
+        }
+    }
     // Whatever finished is kept, also when something else failed.
     if let Err(error) = cache.fold(Fold::IfWorthwhile) {
         crew.observer.observe(Progress::Warning(format!("the cache index is behind: {error}")));
@@ -156,16 +172,33 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     for notice in cache.take_notices() {
         crew.observer.observe(Progress::Warning(notice.to_string()));
     }
-    let (finished, image) = image.map_err(|error| error.at_layer(&dockerfile))?;
+    built.map_err(|error| error.at_layer(&dockerfile))?;
+    let delivery = Delivery::new(request, &bases, made);
     let pushed = match &uploads {
-        Some(uploads) => uploads.publish(&image, finished.base.as_deref(), finished.misses > 0)?,
+        Some(uploads) => uploads.publish(&delivery)?,
         None => Vec::new(),
     };
-    outputs::write(request, &image, finished.base.as_deref(), &bases)?;
+    outputs::write(request, &delivery, &bases)?;
     Ok(Report {
-        manifest: image.manifest.digest,
-        config: image.config.digest,
+        manifest: delivery.top().digest,
+        config: delivery.first().image.config.digest,
         pushed,
+        misses: delivery.misses(),
+    })
+}
+
+/// Runs the stages of one platform and puts its image together.
+fn make(shared: &Shared<'_>, plan: &Plan, epoch: Option<i64>) -> Result<Made, Error> {
+    let finished = shared.run_stages()?;
+    let finished = match shared.request.single_snapshot {
+        true => Arc::new(single::merge(shared, &finished)?),
+        false => finished,
+    };
+    let image = assemble(shared.request, plan, &finished, epoch)?;
+    Ok(Made {
+        platform: plan.stages[plan.target].platform.clone(),
+        image,
+        base: finished.base.clone(),
         misses: finished.misses,
     })
 }
@@ -184,8 +217,13 @@ fn read_dockerfile(request: &Request, context: &Context) -> Result<(Dockerfile, 
 
 /// Plans the stages. Triggers out of base images may name further stages, so bases
 /// are resolved (not fetched) until nothing new turns up.
-fn plan_stages(request: &Request, dockerfile: &Dockerfile, bases: &Bases) -> Result<Plan, Error> {
-    let mut plan = plan::plan(dockerfile, &plan_options(request))?;
+fn plan_stages(
+    request: &Request,
+    platform: &Platform,
+    dockerfile: &Dockerfile,
+    bases: &Bases,
+) -> Result<Plan, Error> {
+    let mut plan = plan::plan(dockerfile, &plan_options(request, platform))?;
     let mut seen = Vec::new();
     loop {
         let next = plan.needed.iter().copied().find(|index| !seen.contains(index));
@@ -202,11 +240,11 @@ fn plan_stages(request: &Request, dockerfile: &Dockerfile, bases: &Bases) -> Res
 }
 
 /// What planning needs to know of the request.
-fn plan_options(request: &Request) -> plan::Options {
+fn plan_options(request: &Request, platform: &Platform) -> plan::Options {
     plan::Options {
         build_args: request.build_args.clone(),
         target: request.target.clone(),
-        platform: request.platform.clone(),
+        platform: platform.clone(),
         build_platform: request.build_platform.clone(),
     }
 }
@@ -249,7 +287,8 @@ fn assemble(
         rows: &rows,
         labels: &request.labels,
         annotations: &request.annotations.at(Place::Manifest, platform),
-        format: request.format,
+        // Attestations are OCI's, and so is an index that holds them.
+        format: request.format.or(request.provenance.is_some().then_some(Format::Oci)),
         epoch,
     })?)
 }

@@ -4,6 +4,7 @@
 //! that prints. The same binary is `yadokari` and, by the name it is called,
 //! kaniko's `executor`.
 
+mod attest;
 mod call;
 pub mod flags;
 mod interrupt;

@@ -7,8 +7,10 @@
 //! [`fn@validate`] takes an image apart again and recomputes everything in it.
 
 pub mod annotation;
+pub mod index;
 mod json;
 mod media;
+pub mod provenance;
 mod validate;
 
 use std::collections::BTreeMap;

@@ -29,6 +29,7 @@
 
 mod child;
 mod error;
+mod foreign;
 mod init;
 mod mounts;
 mod namespaces;
@@ -40,6 +41,7 @@ pub use child::CHILD_NAME;
 pub use child::child_main_if_asked;
 pub use error::Error;
 pub use error::Operation;
+pub use foreign::runs_here;
 pub use namespaces::Cancel;
 pub use namespaces::Namespaces;
 pub use spec::Exit;

@@ -62,7 +62,6 @@ fn a_check_shows_each_finding_with_its_lines_and_fails() {
                     \x20  1 | >>> FROM scratch AS Base\n\
                     \x20  2 |     COPY a /a\n\
                     \x20  3 |     MAINTAINER me\n\
-                    \x20  4 |     \n\
                     --------------------\n\
                     \n\
                     WARNING: MaintainerDeprecated\n\

@@ -92,18 +92,18 @@ pub fn ask(request: &Request, question: Question, crew: &Crew<'_>) -> Result<Ans
     let said = match question {
         Question::Check => check(request, &dockerfile, &ignore, &bases),
         Question::Outline => {
-            let plan = super::plan_stages(request, &dockerfile, &bases)?;
+            let plan = super::plan_stages(request, &request.platform, &dockerfile, &bases)?;
             let (steps, _) = survey::place(&plan, &bases, &plan.needed)?;
             Said::Outline(plan.outline(&steps))
         }
         Question::Plan => {
-            let plan = super::plan_stages(request, &dockerfile, &bases)?;
+            let plan = super::plan_stages(request, &request.platform, &dockerfile, &bases)?;
             let (steps, _) = survey::place(&plan, &bases, &plan.needed)?;
             Said::Plan(planned(request, &plan, &steps))
         }
-        Question::Targets => {
-            Said::Targets(plan::plan(&dockerfile, &super::plan_options(request))?.targets())
-        }
+        Question::Targets => Said::Targets(
+            plan::plan(&dockerfile, &super::plan_options(request, &request.platform))?.targets(),
+        ),
     };
     for notice in cache.take_notices() {
         crew.observer.observe(Progress::Warning(notice.to_string()));
@@ -117,7 +117,7 @@ fn check(request: &Request, dockerfile: &Dockerfile, ignore: &Matcher, bases: &B
         Some(place) => place.render(),
         None => super::chain(error),
     };
-    let plan = match super::plan_stages(request, dockerfile, bases) {
+    let plan = match super::plan_stages(request, &request.platform, dockerfile, bases) {
         Ok(plan) => plan,
         Err(error) => return Said::Check(shown(&dockerfile.warnings), Some(told(&error))),
     };

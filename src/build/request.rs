@@ -60,8 +60,12 @@ pub struct Request {
     pub check: Option<Check>,
     /// `--label`s.
     pub labels: Vec<(String, String)>,
-    /// Platform to build for.
+    /// Platform to build for; of several, the first.
     pub platform: Platform,
+    /// All platforms to build for. Several become an image index.
+    pub platforms: Vec<Platform>,
+    /// `--provenance`: attested by the builder of this id (which may be empty).
+    pub provenance: Option<String>,
     /// Platform we run on.
     pub build_platform: Platform,
     /// Whether layers are looked up in the cache.

@@ -327,6 +327,27 @@ impl<'a> Shared<'a> {
         Ok(path)
     }
 
+    /// Goes on counting steps after `number`.
+    pub fn count_from(&self, number: u32) {
+        self.state.steps.store(number, Ordering::Relaxed);
+    }
+
+    /// How many steps were numbered.
+    pub fn counted(&self) -> u32 {
+        self.state.steps.load(Ordering::Relaxed)
+    }
+
+    /// How the progress calls a step of stage `index`: `build 2/5`, with the platform
+    /// in front where there are several.
+    pub fn named(&self, index: usize, position: &str) -> String {
+        let stage = &self.plan.stages[index];
+        let platform = match self.request.platforms.len() {
+            0 | 1 => String::new(),
+            _ => format!("{} ", stage.platform),
+        };
+        format!("{platform}{} {position}", stage.title)
+    }
+
     /// The number of the next step.
     pub fn next_step(&self) -> StepNumber {
         StepNumber(self.state.steps.fetch_add(1, Ordering::Relaxed) + 1)

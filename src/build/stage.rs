@@ -94,7 +94,7 @@ pub fn run(shared: &Shared<'_>, index: usize) -> Result<Finished, Error> {
             }
             _ => {
                 position += 1;
-                let place = format!("{} {position}/{total}", shared.plan.stages[index].title);
+                let place = shared.named(index, &format!("{position}/{total}"));
                 let title = format!("[{}] {}", place.trim_start(), step.title);
                 if let Err(error) = stage.layer_step(&step, title) {
                     stage.tell_saved(true);

@@ -102,7 +102,8 @@ pub(super) fn shown(dockerfile: &Dockerfile, warnings: &[Warning]) -> Vec<Findin
         .collect()
 }
 
-/// Applies the rules to the needed stages of `plan` and tells what they find.
+/// Applies the rules to the needed stages of `plan` and tells what they find. Gives the
+/// stages' steps.
 ///
 /// # Errors
 /// [`Error::Lint`] when the file asks that findings are errors and there is one;
@@ -112,14 +113,14 @@ pub(super) fn lint(
     bases: &Bases,
     ignore: &Matcher,
     crew: &Crew<'_>,
-) -> Result<(), Error> {
+) -> Result<BTreeMap<usize, Steps>, Error> {
     let (steps, of_bases) = place(plan, bases, &plan.needed)?;
     let found = findings(plan, &steps, of_bases, ignore);
     if found.is_empty() {
-        return Ok(());
+        return Ok(steps);
     }
     crew.observer.observe(Progress::Findings(shown(plan.dockerfile(), &found)));
-    if plan.dockerfile().check.error { Err(violated(&found)) } else { Ok(()) }
+    if plan.dockerfile().check.error { Err(violated(&found)) } else { Ok(steps) }
 }
 
 /// The error that names the rules of `warnings`.

@@ -151,9 +151,22 @@ pub struct Build {
     /// id=NAME[,src=FILE|,env=VARIABLE]; may be repeated
     #[arg(long, value_name = "SECRET")]
     pub secret: Vec<String>,
-    /// Platform to build for: os/arch[/variant] [default: this machine's]
-    #[arg(long, alias = "customPlatform", visible_alias = "platform", value_name = "PLATFORM")]
-    pub custom_platform: Option<String>,
+    /// Platform to build for: os/arch[/variant] [default: this machine's]; several, with
+    /// commas or repeated, become an image index
+    #[arg(
+        long,
+        alias = "customPlatform",
+        visible_alias = "platform",
+        value_name = "PLATFORM",
+        value_delimiter = ','
+    )]
+    pub custom_platform: Vec<String>,
+    /// Attest how the image was made: true, or mode=min[,builder-id=URL]
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub provenance: Option<String>,
+    /// type=provenance[,mode=min]: the same in another spelling; may be repeated
+    #[arg(long, value_name = "OPTIONS")]
+    pub attest: Vec<String>,
     /// Skip steps whose layers are in the cache
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub cache: bool,

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use super::attest;
 use super::flags::Build;
 use super::flags::CompressionKind;
 use super::flags::ImageFormat;
@@ -90,12 +91,24 @@ pub(super) fn resolve(
         ));
     }
     let build_platform = Platform::host();
-    let platform = match &flags.custom_platform {
-        Some(text) => {
-            text.parse().map_err(|error| wrong(format!("--custom-platform {text}: {error}")))?
-        }
-        None => build_platform.clone(),
-    };
+    let platforms = platforms(&flags.custom_platform, &build_platform)?;
+    let provenance =
+        attest::provenance(flags.provenance.as_deref(), &flags.attest).map_err(wrong)?;
+    let annotations = annotations(&flags.annotation)?;
+    if platforms.len() == 1 && provenance.is_none() && annotations.need_index() {
+        return Err(wrong("--annotation: an image for one platform has no index to be annotated"));
+    }
+    if flags.tar_path.is_some() && (platforms.len() > 1 || provenance.is_some()) {
+        return Err(wrong(
+            "--tar-path holds one image and nothing about it: use --oci-layout-path for several \
+             platforms and for provenance",
+        ));
+    }
+    if provenance.is_some() && flags.image_format == Some(ImageFormat::Docker) {
+        return Err(wrong(
+            "Docker's media types have no attestations: use --image-format=oci for provenance",
+        ));
+    }
     let threads = std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN);
     let format = flags.image_format.map(|format| match format {
         ImageFormat::Oci => Format::Oci,
@@ -111,7 +124,9 @@ pub(super) fn resolve(
         target: flags.target.clone(),
         check: check(&flags.build_arg, variable)?,
         labels: pairs("--label", &flags.label)?,
-        platform,
+        platform: platforms.first().cloned().unwrap_or_else(|| build_platform.clone()),
+        platforms,
+        provenance,
         build_platform,
         cache: flags.cache,
         cache_copy: flags.cache_copy_layers,
@@ -132,7 +147,7 @@ pub(super) fn resolve(
         compression: compression(flags)?,
         source_date_epoch: flags.reproducible.then_some(0),
         rewrite_timestamp: flags.rewrite_timestamp,
-        annotations: annotations(&flags.annotation)?,
+        annotations,
         single_snapshot: flags.single_snapshot,
         ignore_immutable_tags: flags.push_ignore_immutable_tag_errors,
         secrets: secrets(&flags.secret, variable)?,
@@ -200,6 +215,22 @@ fn with_epoch(
         arguments.push((NAME.to_owned(), Some(text)));
     }
     Ok(arguments)
+}
+
+/// The platforms, each once; without any, our own.
+fn platforms(given: &[String], host: &Platform) -> Result<Vec<Platform>, FlagError> {
+    let mut platforms: Vec<Platform> = Vec::new();
+    for text in given.iter().filter(|text| !text.is_empty()) {
+        let platform =
+            text.parse().map_err(|error| wrong(format!("--custom-platform {text}: {error}")))?;
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    if platforms.is_empty() {
+        platforms.push(host.clone());
+    }
+    Ok(platforms)
 }
 
 fn annotations(given: &[String]) -> Result<Annotations, FlagError> {

@@ -45,8 +45,7 @@ pub fn assemble(parts: &[Part<'_>], annotations: BTreeMap<String, String>) -> As
         .collect();
     let attested = parts.iter().filter_map(|part| part.attestation);
     manifests.extend(attested.map(|attestation| attestation.manifest.clone()));
-    let is_docker =
-        |entry: &Descriptor| Format::of(&entry.media_type) == Format::Docker;
+    let is_docker = |entry: &Descriptor| Format::of(&entry.media_type) == Format::Docker;
     let media_type = if manifests.iter().all(is_docker) {
         media_type::DOCKER_INDEX
     } else {

@@ -225,9 +225,11 @@ mod tests {
         assert_eq!(annotations["vnd.docker.reference.digest"], image.digest.to_string());
         let statement: Value = serde_json::from_slice(&attestation.blobs[0].1).expect("JSON");
         assert_eq!(statement["subject"][0]["digest"]["sha256"], image.digest.hex().to_string());
-        assert!(statement["predicate"]["buildDefinition"]["externalParameters"]["request"]
-            .get("args")
-            .is_none());
+        assert!(
+            statement["predicate"]["buildDefinition"]["externalParameters"]["request"]
+                .get("args")
+                .is_none()
+        );
         for (descriptor, bytes) in &attestation.blobs {
             assert_eq!(descriptor.digest, Digest::of(bytes));
         }

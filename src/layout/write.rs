@@ -53,11 +53,16 @@ pub fn write(
     }
     check(&image.manifest, Digest::of(&image.manifest_bytes), image.manifest_bytes.len() as u64)?;
     put_bytes(&place, &image.manifest.digest.hex(), &image.manifest_bytes)?;
-    put_bytes(directory, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     let mut entry = image.manifest.clone();
     if let Some(reference) = reference {
         entry.annotations.insert(REF_NAME.to_owned(), reference.to_owned());
     }
+    put_layout(directory, entry)
+}
+
+/// Writes `index.json` with `entry` alone, and what says that this is a layout.
+pub(super) fn put_layout(directory: &Path, entry: Descriptor) -> Result<(), Error> {
+    put_bytes(directory, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     let index = Index {
         schema_version: 2,
         media_type: Some(media_type::OCI_INDEX.to_owned()),
@@ -80,7 +85,7 @@ pub(super) fn check(blob: &Descriptor, found: Digest, size: u64) -> Result<(), E
     Err(Error::Mismatch { digest: blob.digest, size: blob.size, found, found_size: size })
 }
 
-fn put(
+pub(super) fn put(
     place: &Path,
     blob: &Descriptor,
     open: impl FnOnce() -> io::Result<File>,
@@ -131,7 +136,7 @@ pub(super) fn copy(from: &mut impl io::Read, to: &mut impl Write) -> Result<(), 
     }
 }
 
-fn put_bytes(place: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+pub(super) fn put_bytes(place: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
     let path = place.join(name);
     let write = || {
         let mut file = temporary(place)?;
