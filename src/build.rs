@@ -206,7 +206,7 @@ fn make(shared: &Shared<'_>, plan: &Plan, epoch: Option<i64>) -> Result<Made, Er
 /// Reads the Dockerfile and the ignore rules that go with it.
 fn read_dockerfile(request: &Request, context: &Context) -> Result<(Dockerfile, Matcher), Error> {
     let file = context.dockerfile(request.dockerfile.as_deref(), Path::new("."))?;
-    let dockerfile = dockerfile::parse_checked(&file.name, &file.text, request.check.clone())?;
+    let dockerfile = dockerfile::parse_with(&file.name, &file.text, request.overrides.clone())?;
     let ignore = match &file.ignore {
         Some(rules) => Matcher::parse(&rules.text)
             .map_err(|source| Error::Ignore { file: rules.name.clone(), source })?,

@@ -12,6 +12,7 @@ mod logging;
 mod report;
 mod request;
 mod screen;
+mod steering;
 
 use std::ffi::OsString;
 use std::path::Path;

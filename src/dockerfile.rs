@@ -27,6 +27,7 @@ pub mod suggest;
 mod words;
 
 pub use directives::Check;
+pub use directives::is_known_syntax;
 pub use error::Error;
 pub use expand::ExpandError;
 pub use expand::Expanded;
@@ -40,6 +41,7 @@ pub use instruction::InstructionKind;
 pub use instruction::Span;
 pub use instruction::Warning;
 pub use instruction::Word;
+pub use parse::Overrides;
 pub use parse::parse;
-pub use parse::parse_checked;
 pub use parse::parse_trigger;
+pub use parse::parse_with;

@@ -65,6 +65,13 @@ pub struct Options {
     pub build_platform: Platform,
 }
 
+impl Options {
+    /// A build on `platform` for itself, with nothing else said.
+    pub fn new(platform: Platform) -> Self {
+        Self { build_args: Vec::new(), target: None, build_platform: platform.clone(), platform }
+    }
+}
+
 /// The stages of a Dockerfile and which of them are needed.
 #[derive(Clone, Debug)]
 pub struct Plan {

@@ -36,7 +36,7 @@ pub(super) struct Delivery {
     pub(super) made: Vec<Made>,
     /// About the images, in their order; none unless asked for.
     pub(super) attestations: Vec<Attestation>,
-    /// There when there are several images, or attestations.
+    /// There when there are several images, or attestations, or it was asked for.
     pub(super) index: Option<AssembledIndex>,
 }
 
@@ -52,7 +52,7 @@ impl Delivery {
             None => Vec::new(),
             Some(builder) => made.iter().map(|one| attest(request, bases, builder, one)).collect(),
         };
-        let index = (made.len() > 1 || !attestations.is_empty()).then(|| {
+        let index = (request.index || made.len() > 1 || !attestations.is_empty()).then(|| {
             let parts: Vec<index::Part<'_>> = made
                 .iter()
                 .enumerate()

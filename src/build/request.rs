@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::dockerfile::Check;
+use crate::dockerfile::Overrides;
 use crate::image::Format;
 use crate::image::annotation::Annotations;
 use crate::layer::compress::Compression;
@@ -56,8 +56,10 @@ pub struct Request {
     pub build_args: Vec<(String, Option<String>)>,
     /// `--target`.
     pub target: Option<String>,
-    /// `BUILDKIT_DOCKERFILE_CHECK`: in place of the file's own `# check=`.
-    pub check: Option<Check>,
+    /// What build arguments say in place of the file's own directives.
+    pub overrides: Overrides,
+    /// An image index even for a single platform.
+    pub index: bool,
     /// `--label`s.
     pub labels: Vec<(String, String)>,
     /// Platform to build for; of several, the first.

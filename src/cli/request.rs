@@ -8,11 +8,11 @@ use super::flags::Build;
 use super::flags::CompressionKind;
 use super::flags::ImageFormat;
 use super::flags::Snapshot;
+use super::steering::Steering;
 use crate::build::Request;
 use crate::build::request::Secret;
 use crate::build::request::SecretSource;
 use crate::build::request::SnapshotMode;
-use crate::dockerfile::Check;
 use crate::image::Format;
 use crate::image::annotation::Annotations;
 use crate::layer::compress::Compression;
@@ -95,10 +95,13 @@ pub(super) fn resolve(
     let provenance =
         attest::provenance(flags.provenance.as_deref(), &flags.attest).map_err(wrong)?;
     let annotations = annotations(&flags.annotation)?;
-    if platforms.len() == 1 && provenance.is_none() && annotations.need_index() {
+    let build_args = with_epoch(build_args(&flags.build_arg, variable)?, variable)?;
+    let steering = Steering::read(&build_args).map_err(wrong)?;
+    let alone = platforms.len() == 1 && provenance.is_none() && !steering.index;
+    if alone && annotations.need_index() {
         return Err(wrong("--annotation: an image for one platform has no index to be annotated"));
     }
-    if flags.tar_path.is_some() && (platforms.len() > 1 || provenance.is_some()) {
+    if flags.tar_path.is_some() && !alone {
         return Err(wrong(
             "--tar-path holds one image and nothing about it: use --oci-layout-path for several \
              platforms and for provenance",
@@ -120,9 +123,10 @@ pub(super) fn resolve(
         dockerfile: flags.dockerfile.clone(),
         destinations,
         push: !no_push,
-        build_args: with_epoch(build_args(&flags.build_arg, variable)?, variable)?,
+        build_args,
         target: flags.target.clone(),
-        check: check(&flags.build_arg, variable)?,
+        overrides: steering.overrides,
+        index: steering.index,
         labels: pairs("--label", &flags.label)?,
         platform: platforms.first().cloned().unwrap_or_else(|| build_platform.clone()),
         platforms,
@@ -279,19 +283,6 @@ fn build_args(
         arguments.push((name.to_owned(), value));
     }
     Ok(arguments)
-}
-
-/// What the build argument `BUILDKIT_DOCKERFILE_CHECK` asks of the lint rules.
-fn check(
-    given: &[String],
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Result<Option<Check>, FlagError> {
-    const NAME: &str = "BUILDKIT_DOCKERFILE_CHECK";
-    let arguments = build_args(given, variable)?;
-    let value = arguments.into_iter().find(|(name, _)| name == NAME).and_then(|(_, value)| value);
-    value
-        .map(|value| Check::parse(&value).map_err(|message| wrong(format!("{NAME}: {message}"))))
-        .transpose()
 }
 
 /// `KEY=VALUE` pairs; a later one wins.

@@ -261,8 +261,7 @@ mod tests {
             &Options {
                 build_args: vec![("GIVEN".to_owned(), Some("outside".to_owned()))],
                 target: target.map(str::to_owned),
-                platform: platform.clone(),
-                build_platform: platform,
+                ..Options::new(platform)
             },
         )
         .expect("plans");

@@ -18,7 +18,7 @@ fn amd64() -> Platform {
 }
 
 fn options() -> Options {
-    Options { build_args: Vec::new(), target: None, platform: amd64(), build_platform: amd64() }
+    Options::new(amd64())
 }
 
 fn with_args(args: &[(&str, &str)]) -> Options {

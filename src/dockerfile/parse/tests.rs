@@ -433,8 +433,9 @@ fn experimental_rules_are_off_until_named() {
 #[test]
 fn a_check_from_outside_replaces_the_directive_but_not_the_comments() {
     let text = "# check=skip=all\nFROM a AS B\n# check=skip=MaintainerDeprecated\nMAINTAINER x\n";
-    let outside = Check::parse("error=true").expect("valid");
-    let parsed = parse_checked("D", text.as_bytes(), Some(outside)).expect("valid");
+    let check = Some(Check::parse("error=true").expect("valid"));
+    let outside = Overrides { check, syntax: false };
+    let parsed = parse_with("D", text.as_bytes(), outside).expect("valid");
     let found: Vec<&str> = parsed.warnings.iter().map(|warning| warning.rule).collect();
     assert_eq!(found, ["StageNameCasing"]);
     assert!(parsed.check.error && rules(text).is_empty());
