@@ -20,6 +20,7 @@ mod mounts;
 mod outputs;
 pub mod progress;
 mod publish;
+mod remote;
 pub mod request;
 mod shared;
 mod single;
@@ -44,7 +45,6 @@ pub use publish::Pushed;
 pub use request::Request;
 
 use crate::context::Context;
-use crate::context::Location;
 use crate::dockerfile;
 use crate::dockerfile::Dockerfile;
 use crate::ignore::Matcher;
@@ -74,6 +74,8 @@ use delivery::Delivery;
 use delivery::Made;
 use layers::Workshop;
 use publish::Uploads;
+use remote::Remotes;
+use remote::Watch;
 use shared::Shared;
 use stage::Finished;
 
@@ -109,8 +111,9 @@ pub struct Crew<'a> {
 pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
     let cache = Arc::new(Cache::open(&request.cache_dir, Access::ReadWrite)?);
     let store = Arc::new(Store::open(&request.cache_dir)?.with_lease(cache.lease()?));
-    let location = Location::parse(&request.context)?;
-    let mut context = Context::open(&location, &store.scratch()?)?;
+    let remotes = Remotes::new(request, Arc::clone(&store), Arc::clone(&cache));
+    let watch = Watch { observer: crew.observer, interrupted: crew.interrupted };
+    let mut context = remotes.context(&request.context, watch)?;
     if let Some(below) = &request.context_sub_path {
         context = context.below(&RootPath::clamped(below.as_bytes()).unwrap_or_default())?;
     }
@@ -150,6 +153,7 @@ pub fn build(request: &Request, crew: &Crew<'_>) -> Result<Report, Error> {
             ignore.clone(),
             &workshop,
             &bases,
+            &remotes,
             uploads.as_ref(),
             crew,
         );
@@ -246,6 +250,8 @@ fn plan_options(request: &Request, platform: &Platform) -> plan::Options {
         target: request.target.clone(),
         platform: platform.clone(),
         build_platform: request.build_platform.clone(),
+        contexts: request.contexts.clone(),
+        network: request.network,
     }
 }
 

@@ -29,6 +29,7 @@ pub use dir::Ignore;
 pub use dir::Nothing;
 pub use error::Error;
 pub use location::Location;
+pub use location::Place;
 
 use crate::path::RootPath;
 use crate::root_dir::Confinement;
@@ -41,6 +42,8 @@ pub struct Context {
     root: Arc<RootDir>,
     /// Removes the unpacked files with the last clone.
     unpacked: Option<Arc<TempDir>>,
+    /// Time of what was fetched, in seconds since 1970: of a commit, or Last-Modified.
+    time: Option<i64>,
 }
 
 /// A Dockerfile as found.
@@ -74,7 +77,7 @@ impl Context {
         match location {
             Location::Directory(path) => {
                 let root = RootDir::open(path).map_err(|error| Error::open(path, error))?;
-                Ok(Self { root: Arc::new(root), unpacked: None })
+                Ok(Self { root: Arc::new(root), unpacked: None, time: None })
             }
             Location::Archive(path) => {
                 let file = std::fs::File::open(path)
@@ -107,7 +110,36 @@ impl Context {
             tempfile::Builder::new().prefix("context-").tempdir_in(scratch).map_err(failed)?;
         let root = RootDir::open(target.path()).map_err(|error| failed(error.into()))?;
         tar::unpack(archive, name, &root)?;
-        Ok(Self { root: Arc::new(root), unpacked: Some(Arc::new(target)) })
+        Ok(Self { root: Arc::new(root), unpacked: Some(Arc::new(target)), time: None })
+    }
+
+    /// A context of files that were put into `directory`, which goes with the last clone.
+    ///
+    /// # Errors
+    /// When the directory can't be opened.
+    pub fn of_fetched(directory: TempDir) -> Result<Self, Error> {
+        let path = directory.path();
+        let root = RootDir::open(path).map_err(|error| Error::open(path, error))?;
+        Ok(Self { root: Arc::new(root), unpacked: Some(Arc::new(directory)), time: None })
+    }
+
+    /// The same with the time of what it was made of, in seconds since 1970.
+    #[must_use]
+    pub fn with_time(self, time: Option<i64>) -> Self {
+        Self { time, ..self }
+    }
+
+    /// Time of the commit or archive that was fetched; a local directory has none.
+    pub fn time(&self) -> Option<i64> {
+        self.time
+    }
+
+    /// The rules of `.dockerignore` in its root, if it has them.
+    ///
+    /// # Errors
+    /// [`Error::Read`].
+    pub fn ignore_file(&self) -> Result<Option<IgnoreText>, Error> {
+        self.read_ignore(".dockerignore")
     }
 
     /// The directory `path` of this context as a context (`--context-sub-path`).
@@ -116,7 +148,7 @@ impl Context {
     /// When there is no such directory.
     pub fn below(&self, path: &RootPath) -> Result<Self, Error> {
         let root = self.root.below(path).map_err(|e| Error::open(&self.root.shown(path), e))?;
-        Ok(Self { root: Arc::new(root), unpacked: self.unpacked.clone() })
+        Ok(Self { root: Arc::new(root), unpacked: self.unpacked.clone(), time: self.time })
     }
 
     /// Where its files lie.
@@ -124,7 +156,7 @@ impl Context {
         self.root.path()
     }
 
-    /// Whether it came out of an archive: remembering digests of its files is
+    /// Whether it came out of an archive or a repository: remembering digests of its files is
     /// useless then, as the next build unpacks new ones.
     pub fn is_unpacked(&self) -> bool {
         self.unpacked.is_some()

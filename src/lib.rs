@@ -11,9 +11,9 @@
 //! | 6, the door | [`cli`] | flags to request; prints; exit codes |
 //! | 5, the story | [`build`] | stages, the step loop, keys, layers on their way, pushing |
 //! | 4, arrangements | [`step`], [`rootfs`] | what an instruction does to a root; a root |
-//! | 3, hands | [`context`], [`layout`], [`overlay`], [`registry`], [`sandbox`], [`store`], and below them [`root_dir`] | one thing of the outside world each |
+//! | 3, hands | [`agent`], [`context`], [`fetch`], [`layout`], [`overlay`], [`registry`], [`sandbox`], [`store`], and below them [`root_dir`] | one thing of the outside world each |
 //! | 2, thought and streams | [`plan`], [`image`], [`layer`], [`snapshot`] | pure, or generic over readers, writers and trees |
-//! | 1, language | [`dockerfile`], [`ignore`] | text to values |
+//! | 1, language | [`address`], [`dockerfile`], [`ignore`] | text to values |
 //! | 0, words | [`oci`], [`path`], [`tree`], [`change`] | values |
 //!
 //! Beside it stands the crate `yadokari_cache`: 32-byte keys to versioned records,
@@ -36,7 +36,9 @@ pub mod build;
 pub mod rootfs;
 pub mod step;
 // 3: hands
+pub mod agent;
 pub mod context;
+pub mod fetch;
 pub mod layout;
 pub mod overlay;
 pub mod registry;
@@ -49,6 +51,7 @@ pub mod layer;
 pub mod plan;
 pub mod snapshot;
 // 1: language
+pub mod address;
 pub mod dockerfile;
 pub mod ignore;
 // 0: words

@@ -22,6 +22,7 @@ mod history;
 mod lint;
 mod metadata;
 mod mount;
+pub mod named;
 pub mod outline;
 mod run;
 mod scope;
@@ -43,6 +44,9 @@ use crate::dockerfile::instruction::Span;
 use crate::dockerfile::instruction::Warning;
 use crate::oci::platform::Platform;
 
+use named::Contexts;
+
+pub use mount::parse_size as mount_size;
 pub use scope::Scope;
 pub use stage::Base;
 pub use stage::Stage;
@@ -63,12 +67,23 @@ pub struct Options {
     pub platform: Platform,
     /// What the builder runs on.
     pub build_platform: Platform,
+    /// `--build-context`s.
+    pub contexts: Contexts,
+    /// `--network`: that of every RUN without one of its own.
+    pub network: step::Network,
 }
 
 impl Options {
     /// A build on `platform` for itself, with nothing else said.
     pub fn new(platform: Platform) -> Self {
-        Self { build_args: Vec::new(), target: None, build_platform: platform.clone(), platform }
+        Self {
+            build_args: Vec::new(),
+            target: None,
+            build_platform: platform.clone(),
+            platform,
+            contexts: Contexts::default(),
+            network: step::Network::Default,
+        }
     }
 }
 
@@ -89,6 +104,8 @@ pub struct Plan {
     dockerfile: Dockerfile,
     build_args: BTreeMap<String, String>,
     globals: Scope,
+    contexts: Contexts,
+    network: step::Network,
 }
 
 /// Plans the build of `dockerfile`.
@@ -128,6 +145,8 @@ pub fn plan(dockerfile: &Dockerfile, options: &Options) -> Result<Plan, Error> {
         dockerfile: dockerfile.clone(),
         build_args,
         globals: globals.scope,
+        contexts: options.contexts.clone(),
+        network: options.network,
     };
     plan.link()?;
     Ok(plan)
@@ -174,7 +193,9 @@ impl Plan {
         let triggers = steps::parse_triggers(&self.dockerfile, span, texts)?;
         let known = self.dependencies(stage);
         let mut added = Vec::new();
-        for dependency in stage::references(&self.dockerfile, &self.stages, &triggers, Some(span))?
+        let contexts = &self.contexts;
+        for dependency in
+            stage::references(&self.dockerfile, &self.stages, contexts, &triggers, Some(span))?
         {
             if !known.contains(&dependency.stage) {
                 added.push(dependency);

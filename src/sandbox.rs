@@ -46,6 +46,7 @@ pub use namespaces::Cancel;
 pub use namespaces::Namespaces;
 pub use spec::Exit;
 pub use spec::Fallback;
+pub use spec::Limit;
 pub use spec::MountPoint;
 pub use spec::Process;
 pub use spec::SecretBytes;

@@ -70,6 +70,12 @@ pub enum Error {
     /// A secret that a RUN requires wasn't given.
     #[error("secret `{0}` is required and was not given: add --secret id={0},src=FILE")]
     MissingSecret(String),
+    /// An ssh agent that a RUN requires wasn't given.
+    #[error("ssh agent `{0}` is required and was not given: add --ssh {0}")]
+    MissingSsh(String),
+    /// `--add-host NAME:host-gateway` where no default route leads anywhere.
+    #[error("host-gateway of {0} is unknown: there is no default route")]
+    NoGateway(String),
     /// The root can't be prepared for a process.
     #[error("cannot prepare the mount at {target}: {reason}")]
     Mount {

@@ -286,7 +286,7 @@ fn a_missing_dockerfile_or_context_is_named() {
     bench.refuses(
         bench.build().arg("--context=gs://bucket/x"),
         FAILURE,
-        &["gs://", "not supported yet"],
+        &["gs://", "object store", "tar://stdin"],
     );
     bench.accepts(&mut bench.build());
 }

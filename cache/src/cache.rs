@@ -44,12 +44,21 @@ pub enum Bucket {
     Images,
     /// Diff ID → [`LayerRecord`](crate::record::LayerRecord).
     Layers,
+    /// URL → [`RemoteRecord`](crate::record::RemoteRecord).
+    Remotes,
 }
 
 impl Bucket {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Steps, Self::Content, Self::Hints, Self::Compressed, Self::Images, Self::Layers];
+    pub const ALL: [Self; 7] = [
+        Self::Steps,
+        Self::Content,
+        Self::Hints,
+        Self::Compressed,
+        Self::Images,
+        Self::Layers,
+        Self::Remotes,
+    ];
 
     /// Name on disk: lower case and a version.
     pub const fn name(self) -> &'static str {
@@ -60,6 +69,7 @@ impl Bucket {
             Self::Compressed => "compressed.v1",
             Self::Images => "images.v1",
             Self::Layers => "layers.v1",
+            Self::Remotes => "remotes.v1",
         }
     }
 }

@@ -173,6 +173,26 @@ impl Record for ImageRecord {
     const BUCKET: Bucket = Bucket::Images;
 }
 
+/// What a URL held when it was last asked for; its key is made of the URL. Unlike a
+/// step's it ages: the server is asked whether it still holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteRecord {
+    /// SHA-256 of the bytes.
+    #[serde(with = "hex")]
+    pub digest: [u8; 32],
+    /// ETag, as sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+    /// Last-Modified, as sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_modified: Option<String>,
+}
+
+impl Record for RemoteRecord {
+    const VERSION: u8 = 1;
+    const BUCKET: Bucket = Bucket::Remotes;
+}
+
 mod hex {
     use serde::{Deserialize, Deserializer, Serializer, de};
 

@@ -13,11 +13,11 @@ use super::Error;
 use super::Progress;
 use super::base::Bases;
 use super::client::LazyClient;
+use super::remote::Remotes;
+use super::remote::Watch;
 use super::request::Request;
 use super::survey;
 use super::survey::Finding;
-use crate::context::Context;
-use crate::context::Location;
 use crate::dockerfile::Dockerfile;
 use crate::dockerfile::excerpt::Lines;
 use crate::dockerfile::instruction::Span;
@@ -79,10 +79,11 @@ impl Answer {
 /// A Dockerfile that can't be read; for an outline, one that can't be planned. What a
 /// check finds wrong beyond that is part of its answer.
 pub fn ask(request: &Request, question: Question, crew: &Crew<'_>) -> Result<Answer, Error> {
-    let cache = Cache::open(&request.cache_dir, Access::ReadWrite)?;
+    let cache = Arc::new(Cache::open(&request.cache_dir, Access::ReadWrite)?);
     let store = Arc::new(Store::open(&request.cache_dir)?.with_lease(cache.lease()?));
-    let location = Location::parse(&request.context)?;
-    let mut context = Context::open(&location, &store.scratch()?)?;
+    let remotes = Remotes::new(request, Arc::clone(&store), Arc::clone(&cache));
+    let watch = Watch { observer: crew.observer, interrupted: crew.interrupted };
+    let mut context = remotes.context(&request.context, watch)?;
     if let Some(below) = &request.context_sub_path {
         context = context.below(&RootPath::clamped(below.as_bytes()).unwrap_or_default())?;
     }

@@ -10,6 +10,7 @@ use crate::dockerfile;
 use crate::dockerfile::Dockerfile;
 use crate::dockerfile::Span;
 use crate::dockerfile::suggest;
+use crate::fetch;
 use crate::layer;
 use crate::layout;
 use crate::oci::digest::DiffId;
@@ -219,6 +220,33 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Something on another machine can't be had.
+    #[error(transparent)]
+    Remote(fetch::Error),
+    /// A file broke off on its way, or can't be stored.
+    #[error("cannot fetch {address}: {source}")]
+    Download {
+        /// The URL, password hidden.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file isn't what it should be.
+    #[error("{address} has the digest {found}, and {expected} is expected")]
+    Checksum {
+        /// The URL, password hidden.
+        address: String,
+        /// `--checksum`, or what it was when its key was made.
+        expected: Digest,
+        /// What was fetched.
+        found: Digest,
+    },
+    /// `--git` says something that git can't mean.
+    #[error("--git branch: {0}")]
+    GitOption(String),
+    /// An ssh agent can't be used.
+    #[error(transparent)]
+    Agent(#[from] crate::agent::Error),
     /// No thread could be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),

@@ -10,30 +10,54 @@ use super::Progress;
 use super::mounts;
 use super::progress;
 use super::progress::StepNumber;
+use super::remote;
+use super::remote::RemoteFile;
 use super::shared::Files;
 use super::shared::Shared;
 use super::tail::Tail;
+use crate::address::GitAddress;
+use crate::address::HttpAddress;
+use crate::context::Nothing;
+use crate::fetch::Resolved;
 use crate::oci::platform::Platform;
+use crate::path::RootPath;
 use crate::plan::step::Action;
 use crate::plan::step::CopySource;
 use crate::plan::step::CopyStep;
 use crate::plan::step::MountKind;
-use crate::plan::step::Origin;
 use crate::plan::step::RunStep;
 use crate::rootfs::Root;
 use crate::sandbox::Exit;
 use crate::sandbox::Stream;
 use crate::step;
+use crate::step::select::Item;
 use crate::step::select::Selection;
+use crate::step::source::Source;
 use crate::tree::Timestamp;
+use crate::tree::Tree;
 
 /// The inputs of one step.
 pub struct Inputs {
-    /// Digests for the key: a COPY's selection, each bind mount's source in order.
+    /// Digests for the key: a COPY's selections, each bind mount's source in order.
     pub contents: Vec<Key>,
-    selected: Option<(Files, Selection)>,
+    parts: Vec<Part>,
     /// Files behind each bind mount, in the order of the mounts that have some.
     binds: Vec<Files>,
+}
+
+/// Sources of a COPY or ADD that come from one place, with the step for them alone.
+struct Part {
+    step: CopyStep,
+    place: Place,
+}
+
+enum Place {
+    /// Files that are there.
+    Here(Files, Selection),
+    /// A file behind a URL; fetched when the step runs, if it isn't in the store.
+    Http(HttpAddress, RemoteFile),
+    /// A repository; fetched when the step runs.
+    Git(GitAddress, Resolved),
 }
 
 impl Inputs {
@@ -42,24 +66,57 @@ impl Inputs {
     /// # Errors
     /// A source that isn't there or can't be read; a stage that failed.
     pub fn of(shared: &Shared<'_>, action: &Action, platform: &Platform) -> Result<Self, Error> {
-        let mut inputs = Self { contents: Vec::new(), selected: None, binds: Vec::new() };
+        let mut inputs = Self { contents: Vec::new(), parts: Vec::new(), binds: Vec::new() };
         match action {
             Action::Copy(copy) => {
-                let files = shared.files(&copy.origin, platform)?;
-                let exclude = step::select::excludes(copy)?;
-                let (selection, digest) = files.with_source(|source| {
-                    let selection = step::select::select(source, copy)?;
-                    let digest =
-                        selection.digest(source, exclude.as_ref(), shared.request.threads)?;
-                    Ok::<_, step::Error>((selection, digest))
-                })?;
-                inputs.contents.push(digest);
-                inputs.selected = Some((files, selection));
+                for part in parts(copy) {
+                    inputs.add_part(shared, part, platform)?;
+                }
             }
             Action::Run(run) => inputs.add_binds(shared, run, platform)?,
             _ => {}
         }
         Ok(inputs)
+    }
+
+    fn add_part(
+        &mut self,
+        shared: &Shared<'_>,
+        mut step: CopyStep,
+        platform: &Platform,
+    ) -> Result<(), Error> {
+        let (remotes, watch) = (shared.remotes, shared.watch());
+        let (key, place) = match step.sources.first() {
+            Some(CopySource::Http { address, checksum }) => {
+                let file = remotes.file(address, checksum.as_ref(), watch)?;
+                let key = remote::file_key(address, &file.digest, &step.exclude);
+                let place = Place::Http(address.clone(), file);
+                // Unlike a local archive it is unpacked only when asked for.
+                step.unpack = Some(step.unpack.unwrap_or(false));
+                (key, place)
+            }
+            Some(CopySource::Git { address }) => {
+                let resolved = remotes.commit(address, watch)?;
+                let key = remote::repository_key(address, &resolved, &step.exclude);
+                let place = Place::Git(address.clone(), resolved);
+                step.unpack = Some(false);
+                (key, place)
+            }
+            _ => {
+                let files = shared.files(&step.origin, platform)?;
+                let exclude = step::select::excludes(&step)?;
+                let (selection, digest) = files.with_source(|source| {
+                    let selection = step::select::select(source, &step)?;
+                    let digest =
+                        selection.digest(source, exclude.as_ref(), shared.request.threads)?;
+                    Ok::<_, step::Error>((selection, digest))
+                })?;
+                (digest, Place::Here(files, selection))
+            }
+        };
+        self.contents.push(key);
+        self.parts.push(Part { step, place });
+        Ok(())
     }
 
     fn add_binds(
@@ -75,7 +132,8 @@ impl Inputs {
                 _ => continue,
             };
             let files = shared.files(origin, platform)?;
-            let copy = whole(origin, source);
+            let source = if source.is_empty() { "/" } else { source };
+            let copy = CopyStep::whole(origin.clone(), source);
             let digest = files.with_source(|tree| {
                 step::select::select(tree, &copy)?.digest(tree, None, shared.request.threads)
             })?;
@@ -104,31 +162,9 @@ impl Inputs {
             Action::Workdir { path, user } => {
                 Ok(step::workdir::workdir(root.overlay(), path, user, now)?)
             }
-            Action::Copy(copy) => {
-                let exclude = step::select::excludes(copy)?;
-                let (files, selection) = self.selected.expect("made for every copy");
-                Ok(files.with_source(|source| {
-                    if copy.add {
-                        step::add::add(
-                            root.overlay(),
-                            copy,
-                            source,
-                            selection,
-                            exclude.as_ref(),
-                            now,
-                            root.scratch(),
-                        )
-                    } else {
-                        step::copy::copy(
-                            root.overlay(),
-                            copy,
-                            source,
-                            &selection,
-                            exclude.as_ref(),
-                            now,
-                        )
-                    }
-                })?)
+            Action::Copy(_) => {
+                let parts = self.parts;
+                parts.into_iter().try_for_each(|part| part.execute(shared, root, now))
             }
             Action::Run(run) => self.execute_run(shared, run, root, number, now),
         }
@@ -152,6 +188,7 @@ impl Inputs {
             mounted: &root.scratch().join("root"),
             runner: shared.runner,
             cancel: Arc::clone(&shared.cancel),
+            conditions: &shared.request.conditions,
         };
         let mut output = |stream: Stream, bytes: &[u8]| {
             let stream = match stream {
@@ -186,18 +223,70 @@ impl Inputs {
     }
 }
 
-/// A COPY of one path, for selecting what a bind mount shows.
-pub fn whole(origin: &Origin, source: &str) -> CopyStep {
-    CopyStep {
-        origin: origin.clone(),
-        sources: vec![CopySource::Path(if source.is_empty() { "/" } else { source }.to_owned())],
-        destination: "/".to_owned(),
-        chown: None,
-        chmod: None,
-        link: false,
-        parents: false,
-        exclude: Vec::new(),
-        add: false,
-        unpack: None,
+impl Part {
+    fn execute(self, shared: &Shared<'_>, root: &Root, now: Timestamp) -> Result<(), Error> {
+        let Self { step: copy, place } = self;
+        match place {
+            Place::Here(files, selection) => {
+                let exclude = step::select::excludes(&copy)?;
+                let exclude = exclude.as_ref();
+                let overlay = root.overlay();
+                Ok(files.with_source(|source| {
+                    if copy.add {
+                        let scratch = root.scratch();
+                        step::add::add(overlay, &copy, source, selection, exclude, now, scratch)
+                    } else {
+                        step::copy::copy(overlay, &copy, source, &selection, exclude, now)
+                    }
+                })?)
+            }
+            Place::Http(address, file) => {
+                let tree = shared.remotes.open(&address, &file, shared.watch())?;
+                let name = remote::file_name(&address);
+                let named = RootPath::root().join(&name);
+                let failed = step::Error::io("look up", &named);
+                let node = tree.child(tree.root(), name.as_bytes()).map_err(failed)?;
+                let node = node.expect("the tree holds a file of that name");
+                let source = Source::Layers { tree: &tree, whose: address.to_string() };
+                put(root, &copy, &source, Item::Whole { named, node }, now)
+            }
+            Place::Git(address, resolved) => {
+                let context = shared.remotes.check_out(&address, &resolved, shared.watch())?;
+                let tree = context.tree(Nothing)?;
+                let item = Item::Whole { named: RootPath::root(), node: tree.root() };
+                put(root, &copy, &Source::Context(&tree), item, now)
+            }
+        }
     }
+}
+
+/// Splits a COPY or ADD where it changes from files at hand to files elsewhere, in the
+/// order of its sources.
+fn parts(copy: &CopyStep) -> Vec<CopyStep> {
+    let is_remote =
+        |source: &CopySource| matches!(source, CopySource::Http { .. } | CopySource::Git { .. });
+    let mut parts: Vec<CopyStep> = Vec::new();
+    for source in &copy.sources {
+        match parts.last_mut() {
+            Some(last) if !is_remote(source) && !last.sources.iter().any(is_remote) => {
+                last.sources.push(source.clone());
+            }
+            _ => parts.push(CopyStep { sources: vec![source.clone()], ..copy.clone() }),
+        }
+    }
+    parts
+}
+
+/// Puts `item` of `source` into the root, as an ADD.
+fn put(
+    root: &Root,
+    step: &CopyStep,
+    source: &Source<'_>,
+    item: Item,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let exclude = step::select::excludes(step)?;
+    let selection = Selection { items: vec![item] };
+    let exclude = exclude.as_ref();
+    Ok(step::add::add(root.overlay(), step, source, selection, exclude, now, root.scratch())?)
 }

@@ -22,7 +22,10 @@
 //! | network | yes | - | - | |
 //! | mounts: type, target, options | yes | - | - | |
 //! | bind mounts: content of the source | yes | - | - | |
-//! | secret and cache ids | yes | - | - | |
+//! | secret, ssh and cache ids | yes | - | - | |
+//! | names of `--add-host`, `--shm-size`, `--ulimit`, where given | yes | - | - | as BuildKit's |
+//! | ADD of a URL: file name and SHA-256 | - | yes | - | its host doesn't matter |
+//! | ADD of a repository: commit, subdirectory, submodules | - | yes | - | see `build::remote` |
 //! | destination, `--chown`, `--chmod`, `--link`, `--parents` | - | yes | - | |
 //! | names, types, modes, contents of what is taken | - | yes | - | see `step::select` |
 //! | ADD or COPY, `--unpack` | - | yes | - | archives are unpacked or not |
@@ -30,8 +33,8 @@
 //!
 //! What deliberately does not: modification times and order of files (a checkout
 //! sets them anew), owners in the build context (they are reset), undeclared proxy
-//! variables (they differ by machine), values of secrets (they rotate, and must
-//! not leave a trace), labels, contents of cache mounts, snapshot mode, compression
+//! variables (they differ by machine), values of secrets and what an ssh agent holds (they rotate, and must
+//! not leave a trace), addresses of `--add-host`, labels, contents of cache mounts, snapshot mode, compression
 //! and number of threads (none changes the tree), the text of the instruction
 //! (a comment or a line break is no change).
 
@@ -47,6 +50,7 @@ use crate::plan::step::MountKind;
 use crate::plan::step::Network;
 use crate::plan::step::Origin;
 use crate::plan::step::RunStep;
+use crate::step::run::Conditions;
 
 /// The keys of one step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +68,8 @@ pub struct Surroundings {
     pub platform: Platform,
     /// Latest time that a layer entry may carry, in seconds since the epoch.
     pub clamp: Option<i64>,
+    /// What every RUN finds around it.
+    pub conditions: Conditions,
 }
 
 /// The definition key that a stage starts from: the layers of its base.
@@ -96,7 +102,10 @@ pub fn of_step(
             hasher.field("user", user.as_bytes());
         }
         Action::Copy(copy) => add_copy(&mut hasher, copy),
-        Action::Run(run) => add_run(&mut hasher, run),
+        Action::Run(run) => {
+            add_run(&mut hasher, run);
+            add_conditions(&mut hasher, &surroundings.conditions);
+        }
     }
     hasher.list("contents", contents.iter().map(|key| key.as_bytes().as_slice()));
     let hint = hasher.finish();
@@ -123,7 +132,8 @@ fn add_copy(hasher: &mut KeyHasher, copy: &CopyStep) {
     hasher.number("parents", u64::from(copy.parents));
     hasher.number("unpack", copy.unpack.map_or(2, u64::from));
     // Owners of the context are reset, those of a stage are kept.
-    hasher.number("context", u64::from(copy.origin == Origin::Context));
+    let resets = matches!(copy.origin, Origin::Context | Origin::Named(_));
+    hasher.number("context", u64::from(resets));
 }
 
 fn add_run(hasher: &mut KeyHasher, run: &RunStep) {
@@ -151,6 +161,24 @@ fn add_run(hasher: &mut KeyHasher, run: &RunStep) {
     }
 }
 
+/// Only what was asked for: without flags a RUN has the key it always had. Addresses of
+/// hosts are left out as in BuildKit; they differ by machine.
+fn add_conditions(hasher: &mut KeyHasher, conditions: &Conditions) {
+    let Conditions { hosts, shm_size, limits } = conditions;
+    if !hosts.is_empty() {
+        hasher.list("hosts", hosts.iter().map(|(name, _)| name.as_bytes()));
+    }
+    if let Some(size) = shm_size {
+        hasher.number("shm size", *size);
+    }
+    for limit in limits {
+        hasher.field("limit", limit.name.as_bytes());
+        for value in [limit.soft, limit.hard] {
+            hasher.optional("value", value.map(u64::to_le_bytes).as_ref().map(|value| &value[..]));
+        }
+    }
+}
+
 fn add_mount(hasher: &mut KeyHasher, mount: &Mount) {
     hasher.field("mount", mount.target.as_bytes());
     match &mount.kind {
@@ -175,6 +203,12 @@ fn add_mount(hasher: &mut KeyHasher, mount: &Mount) {
             hasher.number("secret mode", u64::from(*mode));
             hasher.number("secret uid", u64::from(*uid));
             hasher.number("secret gid", u64::from(*gid));
+        }
+        MountKind::Ssh { id, required: _, mode, uid, gid } => {
+            hasher.field("ssh", id.as_bytes());
+            hasher.number("ssh mode", u64::from(*mode));
+            hasher.number("ssh uid", u64::from(*uid));
+            hasher.number("ssh gid", u64::from(*gid));
         }
     }
 }

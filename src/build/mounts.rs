@@ -1,4 +1,5 @@
-//! The sources of `RUN --mount`: views of other files, cache directories, secrets.
+//! The sources of `RUN --mount`: views of other files, cache directories, secrets,
+//! sockets of ssh agents.
 
 use std::fs;
 use std::fs::File;
@@ -6,10 +7,12 @@ use std::io;
 use std::path::PathBuf;
 
 use super::Error;
-use super::inputs::whole;
 use super::shared::Files;
 use super::shared::Shared;
+use crate::agent::Permissions;
+use crate::agent::Socket;
 use crate::path::RootPath;
+use crate::plan::step::CopyStep;
 use crate::plan::step::Mount;
 use crate::plan::step::MountKind;
 use crate::plan::step::RunStep;
@@ -24,6 +27,7 @@ use crate::tree::resolve::resolve;
 #[derive(Default)]
 pub(super) struct Views {
     roots: Vec<Root>,
+    sockets: Vec<Socket>,
 }
 
 /// Prepares the mounts of `run`; `binds` are the files behind those that show some,
@@ -83,6 +87,24 @@ pub(super) fn prepare(
                     });
                 }
             }
+            MountKind::Ssh { id, required, mode, uid, gid } => {
+                let Some((agent, raw)) = shared.ssh_socket(id)? else {
+                    if *required {
+                        return Err(step::Error::MissingSsh(id.clone()).into());
+                    }
+                    continue;
+                };
+                let permissions = Permissions { mode: *mode, uid: *uid, gid: *gid };
+                let socket = Socket::listen(&shared.scratch("ssh")?, &agent, raw, permissions)?;
+                prepared.push(Prepared::Bind {
+                    source: socket.path().to_owned(),
+                    is_directory: false,
+                    target: mount.target.clone(),
+                    read_only: false,
+                    lock: None,
+                });
+                views.sockets.push(socket);
+            }
         }
     }
     Ok(prepared)
@@ -101,7 +123,7 @@ fn view(
         Files::Layers { lowers, .. } => Root::new(lowers.clone(), scratch)?,
         Files::Context(_) => {
             let root = Root::new(Vec::new(), scratch)?;
-            let copy = whole(&crate::plan::step::Origin::Context, "/");
+            let copy = CopyStep::whole(crate::plan::step::Origin::Context, "/");
             files.with_source(|tree| {
                 let selection = step::select::select(tree, &copy)?;
                 step::copy::copy(root.overlay(), &copy, tree, &selection, None, shared.now())

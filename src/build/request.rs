@@ -3,14 +3,21 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use super::Error;
 use crate::dockerfile::Overrides;
 use crate::image::Format;
 use crate::image::annotation::Annotations;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
+use crate::plan::named::Contexts;
+use crate::plan::step::Network;
 use crate::registry;
 use crate::snapshot::Mode as WalkMode;
+use crate::step::run::Conditions;
+
+/// Largest secret that is accepted, in bytes, as BuildKit's.
+const SECRET_LIMIT: u64 = 500 << 10;
 
 /// Where a secret's value comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,6 +35,103 @@ pub struct Secret {
     pub id: String,
     /// Where its value is.
     pub source: SecretSource,
+}
+
+impl Secret {
+    /// Its value.
+    ///
+    /// # Errors
+    /// [`Error::Secret`] when its file or variable can't be read, or it is too large.
+    pub fn read(&self) -> Result<Vec<u8>, Error> {
+        let failed = |reason: String| Error::Secret { id: self.id.clone(), reason };
+        match &self.source {
+            SecretSource::File(path) => {
+                let unreadable = |error| failed(format!("{}: {error}", path.display()));
+                let length = path.metadata().map_err(unreadable)?.len();
+                if length > SECRET_LIMIT {
+                    return Err(failed(format!("it is larger than {SECRET_LIMIT} bytes")));
+                }
+                std::fs::read(path).map_err(unreadable)
+            }
+            SecretSource::Environment(name) => {
+                use std::os::unix::ffi::OsStringExt;
+                let value = std::env::var_os(name)
+                    .ok_or_else(|| failed(format!("the variable {name} is not set")))?;
+                Ok(value.into_vec())
+            }
+        }
+    }
+}
+
+/// A text that `Debug` doesn't show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hidden(String);
+
+impl Hidden {
+    /// Hides `text`.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hidden")
+    }
+}
+
+/// How a context in a git repository is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GitOptions {
+    /// `--git branch=`: used where the context names no reference.
+    pub branch: Option<String>,
+    /// `--git recurse-submodules=`.
+    pub recurse_submodules: bool,
+    /// `--git insecure-skip-tls=`.
+    pub insecure_skip_tls: bool,
+    /// What `git://` in `--context` means: `GIT_PULL_METHOD`, else `https`.
+    pub pull_method: String,
+    /// User and password, of `GIT_USERNAME` and `GIT_PASSWORD` or of `GIT_TOKEN`.
+    pub credential: Option<(String, Hidden)>,
+    /// Whether `.git` stays in the context (`BUILDKIT_CONTEXT_KEEP_GIT_DIR`).
+    pub keep_git_dir: bool,
+}
+
+/// What `--build-context` gives a name to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamedFiles {
+    /// The name, in one spelling ([`crate::plan::named::normal`]).
+    pub name: String,
+    /// Where the files are, as `--context` would say it.
+    pub place: String,
+}
+
+/// What `--ssh` gives to a RUN.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ssh {
+    /// Name that `RUN --mount=type=ssh,id=` uses.
+    pub id: String,
+    /// What stands behind it.
+    pub source: SshSource,
+}
+
+/// What stands behind an `--ssh`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SshSource {
+    /// An agent's socket, or with `raw` any socket.
+    Socket {
+        /// Where it is.
+        path: PathBuf,
+        /// Whether bytes pass without being looked at.
+        raw: bool,
+    },
+    /// Files with private keys.
+    Keys(Vec<PathBuf>),
 }
 
 /// How changes of a RUN are found.
@@ -107,6 +211,18 @@ pub struct Request {
     pub ignore_immutable_tags: bool,
     /// `--secret`s.
     pub secrets: Vec<Secret>,
+    /// `--ssh`s.
+    pub ssh: Vec<Ssh>,
+    /// How contexts in git repositories are reached.
+    pub git: GitOptions,
+    /// `--build-context`s that are images, and the names of the others.
+    pub contexts: Contexts,
+    /// `--build-context`s that are files.
+    pub named_files: Vec<NamedFiles>,
+    /// `--network`.
+    pub network: Network,
+    /// `--add-host`, `--shm-size`, `--ulimit`.
+    pub conditions: Conditions,
     /// How registries are reached.
     pub registry: registry::Options,
     /// Where credentials are.

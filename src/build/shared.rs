@@ -25,11 +25,14 @@ use super::layers::Workshop;
 use super::progress::Observer;
 use super::progress::StepNumber;
 use super::publish::Uploads;
+use super::remote::Remotes;
+use super::remote::Watch;
 use super::request::Request;
-use super::request::SecretSource;
+use super::request::SshSource;
 use super::slot::Slot;
 use super::stage;
 use super::stage::Finished;
+use crate::agent::Agent;
 use crate::context::Context;
 use crate::context::ContextTree;
 use crate::context::DigestMemory;
@@ -47,9 +50,6 @@ use crate::sandbox::Runner;
 use crate::step;
 use crate::step::source::Source;
 use crate::tree::Timestamp;
-
-/// Largest secret that is accepted, in bytes, as BuildKit's.
-const SECRET_LIMIT: u64 = 500 << 10;
 
 type StageSlot = Arc<Slot<Result<Arc<Finished>, Arc<Error>>>>;
 
@@ -71,6 +71,8 @@ pub struct Shared<'a> {
     pub workshop: &'a Workshop,
     /// How base images are reached.
     pub bases: &'a Bases,
+    /// How URLs and repositories are reached.
+    pub remotes: &'a Remotes,
     /// Uploads behind the build; `None` when nothing is pushed.
     pub uploads: Option<&'a Uploads<'a>>,
     /// Who is told.
@@ -93,7 +95,16 @@ struct State {
     stages: Mutex<BTreeMap<usize, StageSlot>>,
     /// Trees that files are copied from, by stage or image.
     trees: Mutex<BTreeMap<String, OpenTree>>,
+    /// `--build-context`s that are files, by name, once somebody asked.
+    named: Mutex<BTreeMap<String, NamedSlot>>,
+    /// Memories of their files' digests.
+    memories: Mutex<Vec<Arc<ContextDigests>>>,
+    /// Agents with keys of `--ssh`, by id.
+    agents: Mutex<BTreeMap<String, Arc<Agent>>>,
 }
+
+/// The files of a `--build-context`; who asks second waits for the first.
+type NamedSlot = Arc<Mutex<Option<Arc<ContextTree>>>>;
 
 /// A tree that files are copied from, with the layers it is made of.
 type OpenTree = (Vec<Lower>, Arc<Overlay>);
@@ -138,6 +149,7 @@ impl<'a> Shared<'a> {
         ignore: Matcher,
         workshop: &'a Workshop,
         bases: &'a Bases,
+        remotes: &'a Remotes,
         uploads: Option<&'a Uploads<'a>>,
         crew: &'a Crew<'a>,
     ) -> Self {
@@ -150,6 +162,7 @@ impl<'a> Shared<'a> {
             ignore: Mutex::new(Some(ignore)),
             workshop,
             bases,
+            remotes,
             uploads,
             observer: crew.observer,
             runner: crew.runner,
@@ -236,6 +249,7 @@ impl<'a> Shared<'a> {
     pub fn files(&self, origin: &Origin, platform: &Platform) -> Result<Files, Error> {
         let whose = match origin {
             Origin::Context => return Ok(Files::Context(self.context_tree()?)),
+            Origin::Named(name) => return Ok(Files::Context(self.named_tree(name)?)),
             Origin::Scratch => "scratch".to_owned(),
             Origin::Stage(index) => format!("stage {}", self.plan.stages[*index].title),
             Origin::Image(name) => format!("image {name} for {platform}"),
@@ -244,7 +258,7 @@ impl<'a> Shared<'a> {
             return Ok(Files::Layers { lowers, overlay, whose });
         }
         let lowers = match origin {
-            Origin::Context | Origin::Scratch => Vec::new(),
+            Origin::Context | Origin::Named(_) | Origin::Scratch => Vec::new(),
             Origin::Stage(index) => self.stage_lowers(&*self.stage(*index)?)?,
             Origin::Image(name) => {
                 let resolved = self.bases.resolve(name, platform);
@@ -306,12 +320,69 @@ impl<'a> Shared<'a> {
         Ok(Arc::clone(self.state.context_tree.get_or_init(|| tree)))
     }
 
+    /// The files of a `--build-context`, fetched or opened when first asked for.
+    ///
+    /// # Errors
+    /// Those of its kind.
+    fn named_tree(&self, name: &str) -> Result<Arc<ContextTree>, Error> {
+        let slot = Arc::clone(lock(&self.state.named).entry(name.to_owned()).or_default());
+        let mut found = lock(&slot);
+        if let Some(tree) = &*found {
+            return Ok(Arc::clone(tree));
+        }
+        let place = self.request.named_files.iter().find(|files| files.name == name);
+        let place = place.ok_or(Error::Panic)?;
+        let context = self.remotes.named_context(&place.place, self.watch())?;
+        let ignore = match context.ignore_file()? {
+            Some(rules) => Matcher::parse(&rules.text)
+                .map_err(|source| Error::Ignore { file: rules.name.clone(), source })?,
+            None => Matcher::default(),
+        };
+        let mut tree = context.tree(ignore)?;
+        if !context.is_unpacked()
+            && let Ok(root) = ContextRoot::of(context.directory())
+        {
+            let memory = Arc::new(ContextDigests::load(&self.request.cache_dir, &root));
+            tree = tree.remembering(Arc::clone(&memory) as Arc<dyn DigestMemory>);
+            lock(&self.state.memories).push(memory);
+        }
+        Ok(Arc::clone(found.insert(Arc::new(tree))))
+    }
+
+    /// Who watches over what is fetched.
+    pub fn watch(&self) -> Watch<'_> {
+        Watch { observer: self.observer, interrupted: self.interrupted }
+    }
+
+    /// The socket that `--ssh` gives for `id` and whether it is raw; `None` if it gives
+    /// none. Keys are handed to an agent of ours the first time.
+    ///
+    /// # Errors
+    /// Those of the agent.
+    pub fn ssh_socket(&self, id: &str) -> Result<Option<(PathBuf, bool)>, Error> {
+        let Some(ssh) = self.request.ssh.iter().find(|ssh| ssh.id == id) else { return Ok(None) };
+        match &ssh.source {
+            SshSource::Socket { path, raw } => Ok(Some((path.clone(), *raw))),
+            SshSource::Keys(files) => {
+                let mut agents = lock(&self.state.agents);
+                if let Some(agent) = agents.get(id) {
+                    return Ok(Some((agent.socket().to_owned(), false)));
+                }
+                let agent = Arc::new(Agent::start(&self.scratch("agent")?, files)?);
+                let socket = agent.socket().to_owned();
+                agents.insert(id.to_owned(), agent);
+                Ok(Some((socket, false)))
+            }
+        }
+    }
+
     /// Remembers what was digested of the context, for the next build.
     pub fn save_context_digests(&self) {
-        if let Some(memory) = self.state.memory.get()
-            && let Err(error) = memory.save()
-        {
-            tracing::debug!(%error, "context digests not remembered");
+        let named = lock(&self.state.memories);
+        for memory in self.state.memory.get().into_iter().chain(&*named) {
+            if let Err(error) = memory.save() {
+                tracing::debug!(%error, "context digests not remembered");
+            }
         }
     }
 
@@ -418,27 +489,7 @@ impl<'a> Shared<'a> {
         let Some(secret) = self.request.secrets.iter().find(|secret| secret.id == id) else {
             return Ok(None);
         };
-        let failed = |reason: String| Error::Secret { id: id.to_owned(), reason };
-        let value = match &secret.source {
-            SecretSource::File(path) => {
-                let length = path
-                    .metadata()
-                    .map_err(|error| failed(format!("{}: {error}", path.display())))?
-                    .len();
-                if length > SECRET_LIMIT {
-                    return Err(failed(format!("it is larger than {SECRET_LIMIT} bytes")));
-                }
-                std::fs::read(path)
-                    .map_err(|error| failed(format!("{}: {error}", path.display())))?
-            }
-            SecretSource::Environment(name) => {
-                use std::os::unix::ffi::OsStringExt;
-                std::env::var_os(name)
-                    .ok_or_else(|| failed(format!("the variable {name} is not set")))?
-                    .into_vec()
-            }
-        };
-        Ok(Some(value))
+        secret.read().map(Some)
     }
 }
 

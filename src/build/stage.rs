@@ -180,6 +180,7 @@ impl<'a> StageRun<'a> {
             surroundings: key::Surroundings {
                 platform: stage.platform.clone(),
                 clamp: shared.workshop.clamp,
+                conditions: shared.request.conditions.clone(),
             },
             root: None,
             walk: None,

@@ -95,7 +95,9 @@ pub enum Snapshot {
 /// Flags of a build.
 #[derive(Debug, Args)]
 pub struct Build {
-    /// Directory, dir://PATH, tar://FILE.tar.gz, or tar://stdin (also `-`)
+    /// Directory, dir://PATH, tar://FILE.tar.gz, tar://stdin (also `-`), a git repository
+    /// (git://HOST/REPO#REF, https://HOST/REPO.git#REF:DIR, git@HOST:REPO), or the URL of an
+    /// archive
     #[arg(short, long, default_value = "/workspace/")]
     pub context: String,
     /// Directory inside the context to build from
@@ -151,6 +153,30 @@ pub struct Build {
     /// id=NAME[,src=FILE|,env=VARIABLE]; may be repeated
     #[arg(long, value_name = "SECRET")]
     pub secret: Vec<String>,
+    /// KEY=VALUE: branch, single-branch, depth, recurse-submodules or insecure-skip-tls of a
+    /// context in a git repository; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub git: Vec<String>,
+    /// NAME=PLACE: what NAME means in FROM, --from and from=; a place is a directory, a git
+    /// repository, the URL of an archive, docker-image://IMAGE or oci-layout://DIR[:TAG]; may
+    /// be repeated
+    #[arg(long, value_name = "NAME=PLACE")]
+    pub build_context: Vec<String>,
+    /// default, ID=SOCKET or ID=KEY[,KEY]: agent for RUN --mount=type=ssh; may be repeated
+    #[arg(long, value_name = "SSH")]
+    pub ssh: Vec<String>,
+    /// NAME:ADDRESS in /etc/hosts of RUN; the address may be host-gateway; may be repeated
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub add_host: Vec<String>,
+    /// Size of /dev/shm of RUN [default: 64m]
+    #[arg(long, value_name = "BYTES")]
+    pub shm_size: Option<String>,
+    /// NAME=SOFT[:HARD]: limit of processes of RUN; may be repeated
+    #[arg(long, value_name = "LIMIT")]
+    pub ulimit: Vec<String>,
+    /// Network of every RUN without --network
+    #[arg(long, value_enum, default_value = "default")]
+    pub network: NetworkKind,
     /// Platform to build for: os/arch[/variant] [default: this machine's]; several, with
     /// commas or repeated, become an image index
     #[arg(
@@ -309,6 +335,17 @@ pub enum RootKind {
     Overlay,
 }
 
+/// `--network`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum NetworkKind {
+    /// The builder's own.
+    Default,
+    /// Loopback alone.
+    None,
+    /// The builder's own, asked for by name.
+    Host,
+}
+
 /// `--image-format`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum ImageFormat {
@@ -332,7 +369,6 @@ pub const MISSING: &[&str] = &[
     "bucket",
     "cache-repo",
     "cache-ttl",
-    "git",
     "ignore-path",
     "materialize",
     "no-push-cache",
@@ -384,7 +420,7 @@ mod tests {
             );
         }
         assert_eq!(missing_flag(["--context", "x", "--cache-repo=y"]), Some("cache-repo"));
-        assert_eq!(missing_flag(["--", "--git"]), None);
+        assert_eq!(missing_flag(["--", "--cache-repo"]), None);
     }
 
     #[test]

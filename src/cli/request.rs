@@ -7,6 +7,7 @@ use super::attest;
 use super::flags::Build;
 use super::flags::CompressionKind;
 use super::flags::ImageFormat;
+use super::flags::NetworkKind;
 use super::flags::Snapshot;
 use super::steering::Steering;
 use crate::build::Request;
@@ -18,8 +19,11 @@ use crate::image::annotation::Annotations;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
+use crate::plan::step::Network;
 use crate::registry;
 use crate::snapshot::Mode as WalkMode;
+
+mod places;
 
 /// A flag that can't be used as it is.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +94,7 @@ pub(super) fn resolve(
             "--tar-path is Docker's format: it can't be used with --image-format=oci",
         ));
     }
+    let (contexts, named_files) = places::contexts(&flags.build_context)?;
     let build_platform = Platform::host();
     let platforms = platforms(&flags.custom_platform, &build_platform)?;
     let provenance =
@@ -155,6 +160,16 @@ pub(super) fn resolve(
         single_snapshot: flags.single_snapshot,
         ignore_immutable_tags: flags.push_ignore_immutable_tag_errors,
         secrets: secrets(&flags.secret, variable)?,
+        ssh: places::ssh(&flags.ssh, variable)?,
+        git: places::git(&flags.git, &flags.build_arg, variable)?,
+        contexts,
+        named_files,
+        network: match flags.network {
+            NetworkKind::Default => Network::Default,
+            NetworkKind::None => Network::None,
+            NetworkKind::Host => Network::Host,
+        },
+        conditions: places::conditions(flags)?,
         registry: registry_options(flags, variable)?,
         credentials: registry::Environment {
             well_known: helpers(&flags.credential_helpers)?,

@@ -16,19 +16,31 @@ pub enum Error {
         /// The value.
         text: String,
     },
-    /// A kind of context that kaniko knows and we don't yet.
+    /// An address on another machine that can't be read.
+    #[error(transparent)]
+    Address(#[from] crate::address::Error),
+    /// An object store, whose clients and credentials we don't have.
     #[error(
-        "build contexts from `{scheme}://` are not supported yet: \
-         fetch it first, then give a directory or `tar://` and a file"
+        "the build context {scheme}://{object} is in an object store, which is not supported: \
+         give a presigned https:// URL of the archive, or pipe it in with its own client and \
+         --context tar://stdin"
     )]
-    SchemeNotYet {
-        /// Without `://`.
+    ObjectStore {
+        /// `s3` or `gs`.
         scheme: String,
+        /// Bucket and object.
+        object: String,
+    },
+    /// What follows the second `#` of kaniko's form of a repository.
+    #[error("`{commit}` in the build context is no commit: 40 hexadecimal digits are expected")]
+    KanikoCommit {
+        /// As written.
+        commit: String,
     },
     /// Something that nobody knows.
     #[error(
         "unknown kind of build context `{scheme}://`: \
-         expected a path, `dir://`, `tar://` or `-` for a tar on standard input"
+         expected a path, `dir://`, `tar://`, `git://`, `https://` or `-` for a tar on standard input"
     )]
     UnknownScheme {
         /// Without `://`.

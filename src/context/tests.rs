@@ -85,10 +85,25 @@ fn locations_are_read_as_kaniko_reads_them() {
     assert_eq!(parse("tar:///x.tar.gz"), Ok(Location::Archive("/x.tar.gz".into())));
     assert_eq!(parse("tar://stdin"), Ok(Location::Stdin));
     assert_eq!(parse("-"), Ok(Location::Stdin));
-    for scheme in ["s3", "gs", "git", "https"] {
-        let error = parse(&format!("{scheme}://host/x")).unwrap_err();
-        assert!(error.contains(&format!("`{scheme}://` are not supported yet")), "{error}");
+    let place = |text: &str| Place::parse(text).map_err(|error| error.to_string());
+    for scheme in ["s3", "gs"] {
+        let error = place(&format!("{scheme}://bucket/x")).unwrap_err();
+        assert!(error.contains("object store") && error.contains("tar://stdin"), "{error}");
     }
+    assert_eq!(place("tar://stdin"), Ok(Place::Local(Location::Stdin)));
+    assert!(matches!(place("https://h/x.tar.gz"), Ok(Place::Http(_))));
+    assert!(matches!(place("https://h/x.git#main:sub"), Ok(Place::Git(_))));
+    assert!(matches!(place("git@h:x"), Ok(Place::Git(_))));
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    for (text, reference) in [
+        ("git://h/r", None),
+        ("git://h/r.git#refs/heads/x", Some("refs/heads/x")),
+        ("git://h/r.git#refs/heads/x#0123456789abcdef0123456789abcdef01234567", Some(commit)),
+    ] {
+        let Ok(Place::KanikoGit(address)) = place(text) else { panic!("{text}") };
+        assert_eq!(address.reference.as_deref(), reference, "{text}");
+    }
+    assert!(place("git://h/r#a#b").is_err());
     for (text, expected) in
         [("http://x", "`http://`"), ("ftp://x", "`ftp://`"), ("", "no path"), ("tar://", "no path")]
     {

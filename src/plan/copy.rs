@@ -2,12 +2,14 @@
 
 use super::directory;
 use super::stage;
-use super::stage::Named;
 use super::step::Action;
 use super::step::CopySource;
 use super::step::CopyStep;
 use super::step::Origin;
 use super::steps::Placer;
+use crate::address::Remote;
+use crate::address::commit_prefix;
+use crate::address::redacted;
 use crate::dockerfile::Error;
 use crate::dockerfile::expand;
 use crate::dockerfile::instruction::Copy;
@@ -15,6 +17,7 @@ use crate::dockerfile::instruction::Heredoc;
 use crate::dockerfile::instruction::Source;
 use crate::dockerfile::instruction::Span;
 use crate::dockerfile::instruction::Word;
+use crate::oci::digest::Digest;
 
 impl Placer<'_> {
     pub(super) fn copy(
@@ -23,7 +26,6 @@ impl Placer<'_> {
         copy: &Copy,
         add: bool,
     ) -> Result<(Action, String), Error> {
-        self.check_unsupported(span, copy)?;
         let origin = self.origin(copy.from.as_ref())?;
         let chown = self.flag(span, copy.chown.as_ref())?;
         let chmod = self.flag(span, copy.chmod.as_ref())?;
@@ -33,18 +35,24 @@ impl Placer<'_> {
 
         // Heredocs are copied after all paths, wherever they stand.
         let mut sources = Vec::with_capacity(copy.sources.len());
+        let mut shown = Vec::with_capacity(copy.sources.len());
         for source in &copy.sources {
             if let Source::Path(word) = source {
                 let path = self.expand(span, word)?;
-                self.check_remote(span, &path, add)?;
-                sources.push(CopySource::Path(path));
+                let remote = self.remote(span, &path, copy, add)?;
+                shown.push(redacted(&path));
+                sources.push(remote.unwrap_or(CopySource::Path(path)));
             }
         }
         for source in &copy.sources {
             if let Source::Heredoc(heredoc) = source {
                 let body = self.heredoc(span, heredoc)?;
+                shown.push(format!("<<{}", heredoc.name));
                 sources.push(CopySource::Inline { name: heredoc.name.clone(), body });
             }
+        }
+        if let Some(word) = &copy.checksum {
+            self.add_checksum(span, word, &mut sources)?;
         }
         let given = self.expand(span, &copy.destination)?;
         let destination = directory::join_destination(self.directory(), &given)
@@ -59,13 +67,7 @@ impl Placer<'_> {
                 text = format!("{text} --{flag}={value}");
             }
         }
-        for source in &sources {
-            text = match source {
-                CopySource::Path(path) => format!("{text} {path}"),
-                CopySource::Inline { name, .. } => format!("{text} <<{name}"),
-            };
-        }
-        text = format!("{text} {given} # buildkit");
+        text = format!("{text} {} {given} # buildkit", shown.join(" "));
 
         let step = CopyStep {
             origin,
@@ -91,13 +93,9 @@ impl Placer<'_> {
 
     fn origin(&self, from: Option<&Word>) -> Result<Origin, Error> {
         let Some(word) = from else { return Ok(Origin::Context) };
-        let named = stage::named(&self.plan.stages, &word.text)
+        let named = stage::named(&self.plan.stages, &self.plan.contexts, &word.text)
             .map_err(|message| self.fail(word.span, message))?;
-        Ok(match named {
-            Named::Stage(stage) => Origin::Stage(stage),
-            Named::Scratch => Origin::Scratch,
-            Named::Image(image) => Origin::Image(image),
-        })
+        Ok(named.into())
     }
 
     fn heredoc(&mut self, span: Span, heredoc: &Heredoc) -> Result<String, Error> {
@@ -110,55 +108,72 @@ impl Placer<'_> {
         Ok(expanded.value)
     }
 
-    fn check_unsupported(&self, span: Span, copy: &Copy) -> Result<(), Error> {
-        if let Some(word) = &copy.checksum {
-            return Err(self.fail(word.span, "ADD --checksum is not supported yet"));
+    /// What `path` names on another machine; `None` if it is a path.
+    fn remote(
+        &self,
+        span: Span,
+        path: &str,
+        copy: &Copy,
+        add: bool,
+    ) -> Result<Option<CopySource>, Error> {
+        let remote = Remote::parse(path).map_err(|error| self.fail(span, error.to_string()))?;
+        let Some(remote) = remote else { return Ok(None) };
+        if !add {
+            let kind = match remote {
+                Remote::Git(_) => "a git repository",
+                Remote::Http(_) => "a URL",
+            };
+            let path = redacted(path);
+            let message = format!("`{path}`: the source of COPY can't be {kind}; ADD takes it");
+            return Err(self.fail(span, message));
         }
-        if copy.keep_git_dir {
-            return Err(self.fail(span, "ADD --keep-git-dir is not supported yet"));
+        Ok(Some(match remote {
+            Remote::Http(address) => CopySource::Http { address, checksum: None },
+            Remote::Git(mut address) => {
+                if copy.keep_git_dir {
+                    address.keep_git_dir = Some(true);
+                }
+                CopySource::Git { address }
+            }
+        }))
+    }
+
+    /// Gives `--checksum` to the only source, which is on another machine.
+    fn add_checksum(
+        &mut self,
+        span: Span,
+        word: &Word,
+        sources: &mut [CopySource],
+    ) -> Result<(), Error> {
+        let Some(text) = self.flag(span, Some(word))? else { return Ok(()) };
+        let wrong = |message: String| self.fail(word.span, message);
+        match sources {
+            [CopySource::Http { checksum, .. }] => {
+                let digest: Digest = text.parse().map_err(|_| {
+                    wrong(format!(
+                        "--checksum of a URL is `sha256:` and 64 hexadecimal digits, not `{text}`"
+                    ))
+                })?;
+                *checksum = Some(digest);
+                Ok(())
+            }
+            [CopySource::Git { address }] => {
+                let prefix = commit_prefix(&text).map_err(wrong)?;
+                match &address.checksum {
+                    Some(known) if !known.starts_with(&prefix) && !prefix.starts_with(known) => {
+                        Err(wrong(format!("--checksum={text} and the address's {known} differ")))
+                    }
+                    Some(known) if known.len() >= prefix.len() => Ok(()),
+                    _ => {
+                        address.checksum = Some(prefix);
+                        Ok(())
+                    }
+                }
+            }
+            [_] => Err(wrong("--checksum needs a URL or a git repository".to_owned())),
+            _ => Err(wrong("--checksum can't be used with several sources".to_owned())),
         }
-        Ok(())
     }
-
-    fn check_remote(&self, span: Span, path: &str, add: bool) -> Result<(), Error> {
-        let kind = match remote(path) {
-            None => return Ok(()),
-            Some(Remote::Git) => "a git repository",
-            Some(Remote::Http) => "a URL",
-        };
-        let message = if add {
-            format!("`{path}`: ADD of {kind} is not supported yet")
-        } else {
-            format!("`{path}`: the source of COPY can't be {kind}")
-        };
-        Err(self.fail(span, message))
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Remote {
-    Git,
-    Http,
-}
-
-/// Whether a source names something on another machine. `github.com/a/b` doesn't:
-/// it can't be told from a path.
-fn remote(source: &str) -> Option<Remote> {
-    if ["git://", "ssh://", "git@"].iter().any(|prefix| source.starts_with(prefix)) {
-        return Some(Remote::Git);
-    }
-    if source.starts_with("http://") || source.starts_with("https://") {
-        let path = source.split(['#', '?']).next().unwrap_or_default();
-        return Some(if path.ends_with(".git") { Remote::Git } else { Remote::Http });
-    }
-    // user@host:path
-    let (host, _) = source.split_once(':')?;
-    let (user, host) = host.split_once('@')?;
-    let plain = |text: &str| {
-        !text.is_empty()
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
-    };
-    (plain(user) && plain(host)).then_some(Remote::Git)
 }
 
 /// Octal up to 7777, or symbolic as BSD's chmod has it: `u=rwX,go=rX`, `+x`, `g=u`.
@@ -195,25 +210,6 @@ mod tests {
             ["", "8", "10000", "0x1", "rwx", "u", "u=rwz", "u=r,", "z+x", "+ x", "77777777777"]
         {
             assert!(check_mode(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn remote_sources_are_told_from_paths() {
-        for git in [
-            "git@github.com:a/b",
-            "git://h/r",
-            "ssh://git@h/r.git",
-            "https://h/a/b.git",
-            "https://h/a/b.git#v1:sub",
-            "https://h/a/b.git?ref=x",
-            "me@host.example:repo",
-        ] {
-            assert_eq!(remote(git), Some(Remote::Git), "{git}");
-        }
-        assert_eq!(remote("https://h/a.tar.gz"), Some(Remote::Http));
-        for path in ["a", "b.git", "a:b", "@scope/pkg:x", "github.com/a/b", "x/y@z:1", "http:"] {
-            assert_eq!(remote(path), None, "{path}");
         }
     }
 }

@@ -2,8 +2,8 @@
 //! CSV reader does, then checked key by key.
 
 use super::directory;
+use super::named::Contexts;
 use super::stage;
-use super::stage::Named;
 use super::stage::Stage;
 use super::step::Mount;
 use super::step::MountKind;
@@ -124,21 +124,6 @@ fn split(text: &str) -> Result<Vec<String>, String> {
     }
 }
 
-/// Id of an ssh mount, and whether it is required, before anything is expanded. `None`
-/// for other mounts and for a wrong text.
-pub(super) fn ssh(text: &str) -> Option<(String, bool)> {
-    let fields = fields(text).ok()?;
-    if !last(&fields, "type").is_some_and(|kind| kind.eq_ignore_ascii_case("ssh")) {
-        return None;
-    }
-    let id = last(&fields, "id").filter(|id| !id.is_empty()).unwrap_or("default").to_owned();
-    let required = fields.iter().rev().find(|(key, _)| key == "required");
-    let required = required.is_some_and(|(_, value)| {
-        !value.as_deref().is_some_and(|value| matches!(value, "false" | "0" | "f" | "F"))
-    });
-    Some((id, required))
-}
-
 /// What `from` of the mount names, before anything is expanded. `None` if it
 /// names nothing, or the text is wrong (which shows when the mount is placed).
 pub(super) fn origin_name(text: &str) -> Option<String> {
@@ -167,6 +152,8 @@ fn last<'a>(fields: &'a [Field], key: &str) -> Option<&'a str> {
 pub(super) struct Surroundings<'a> {
     /// All stages, for `from`.
     pub(super) stages: &'a [Stage],
+    /// What else it may name.
+    pub(super) contexts: &'a Contexts,
     /// WORKDIR in force, absolute.
     pub(super) directory: &'a str,
     /// BUILDKIT_CACHE_MOUNT_NS: goes in front of cache ids.
@@ -194,7 +181,7 @@ struct Keys {
 ///
 /// # Errors
 /// What is wrong: an unknown key or type, a key that the type doesn't have, a bad
-/// value, `ssh`.
+/// value.
 pub(super) fn build(fields: &[Field], around: &Surroundings<'_>) -> Result<Mount, Wrong> {
     let given = last(fields, "type").unwrap_or("bind");
     let kind = given.to_lowercase();
@@ -203,9 +190,6 @@ pub(super) fn build(fields: &[Field], around: &Surroundings<'_>) -> Result<Mount
             message: format!("`{given}` is no type of mount: {} are known", TYPES.join(", ")),
             hint: suggest::hint(given, TYPES),
         });
-    }
-    if kind == "ssh" {
-        return Err("mounts of type ssh are not supported yet".to_owned().into());
     }
     let mut keys = Keys::default();
     for (key, value) in fields {
@@ -216,6 +200,7 @@ pub(super) fn build(fields: &[Field], around: &Surroundings<'_>) -> Result<Mount
         "bind" => keys.bind(around),
         "cache" => keys.cache(around),
         "tmpfs" => keys.tmpfs(around),
+        "ssh" => keys.ssh(around),
         _ => keys.secret(around),
     }
 }
@@ -289,15 +274,16 @@ impl Keys {
     /// merely mean nothing (`from` of a tmpfs, `id` of a bind).
     fn check(&self, kind: &str) -> Result<(), Wrong> {
         let (secret, cache) = (kind == "secret", kind == "cache");
+        let owned = secret || cache || kind == "ssh";
         for (key, given, allowed) in [
-            ("mode", self.mode.is_some(), secret || cache),
-            ("uid", self.uid.is_some(), secret || cache),
-            ("gid", self.gid.is_some(), secret || cache),
+            ("mode", self.mode.is_some(), owned),
+            ("uid", self.uid.is_some(), owned),
+            ("gid", self.gid.is_some(), owned),
             ("sharing", self.sharing.is_some(), cache),
-            ("required", self.required.is_some(), secret),
+            ("required", self.required.is_some(), secret || kind == "ssh"),
             ("size", self.size.is_some(), kind == "tmpfs"),
             ("env", self.env.is_some(), secret),
-            ("from", self.from.is_some(), !secret),
+            ("from", self.from.is_some(), !secret && kind != "ssh"),
         ] {
             if given && !allowed {
                 return Err(format!("`{key}` is no key of a mount of type {kind}").into());
@@ -325,11 +311,7 @@ impl Keys {
 
     fn origin(&self, around: &Surroundings<'_>) -> Result<Option<Origin>, Wrong> {
         let Some(from) = &self.from else { return Ok(None) };
-        Ok(Some(match stage::named(around.stages, from)? {
-            Named::Stage(stage) => Origin::Stage(stage),
-            Named::Scratch => Origin::Scratch,
-            Named::Image(image) => Origin::Image(image),
-        }))
+        Ok(Some(stage::named(around.stages, around.contexts, from)?.into()))
     }
 
     fn bind(&self, around: &Surroundings<'_>) -> Result<Mount, Wrong> {
@@ -397,6 +379,26 @@ impl Keys {
         };
         Ok(Mount { target, kind })
     }
+
+    /// A mount without a target gets one from its place among the ssh mounts of the RUN.
+    fn ssh(&self, around: &Surroundings<'_>) -> Result<Mount, Wrong> {
+        if self.source.is_some() && self.id.is_some() {
+            return Err("an ssh mount has either `id` or `source`".to_owned().into());
+        }
+        let target = match &self.target {
+            Some(_) => self.target(around)?,
+            None => String::new(),
+        };
+        let id = self.id.clone().or_else(|| self.source.clone());
+        let kind = MountKind::Ssh {
+            id: id.unwrap_or_else(|| "default".to_owned()),
+            required: self.required.unwrap_or(false),
+            mode: self.mode.unwrap_or(0o600),
+            uid: self.uid.unwrap_or(0),
+            gid: self.gid.unwrap_or(0),
+        };
+        Ok(Mount { target, kind })
+    }
 }
 
 /// `strconv.ParseBool`.
@@ -408,8 +410,9 @@ fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// `units.RAMInBytes`: `100`, `64m`, `1.5 GiB`; powers of 1024.
-fn parse_size(text: &str) -> Option<u64> {
+/// A size in bytes as `units.RAMInBytes` reads it: `100`, `64m`, `1.5 GiB`; powers of
+/// 1024. `None` for anything else.
+pub fn parse_size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
     let unit = text[digits.len()..].trim_start_matches(' ').to_ascii_lowercase();
     let power = match unit.as_str() {

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use super::Plan;
-use super::mount;
 use super::stage::Base;
 use super::step::Action;
 use super::step::MountKind;
@@ -132,15 +131,15 @@ impl Plan {
             for step in &placed.steps {
                 let Action::Run(run) = &step.action else { continue };
                 for mount in &run.mounts {
-                    if let MountKind::Secret { id, required, .. } = &mount.kind {
-                        ask(&mut secrets, id, *required, step.span);
+                    match &mount.kind {
+                        MountKind::Secret { id, required, .. } => {
+                            ask(&mut secrets, id, *required, step.span);
+                        }
+                        MountKind::Ssh { id, required, .. } => {
+                            ask(&mut ssh, id, *required, step.span);
+                        }
+                        _ => {}
                     }
-                }
-            }
-            for instruction in &self.stages[stage].instructions {
-                let InstructionKind::Run(run) = &instruction.kind else { continue };
-                for (id, required) in run.mounts.iter().filter_map(|word| mount::ssh(&word.text)) {
-                    ask(&mut ssh, &id, required, instruction.span);
                 }
             }
         }
@@ -278,7 +277,7 @@ mod tests {
 
     const FILE: &str = "# TAG which base\nARG TAG=1\nARG OTHER=2\nARG BASE=img:${TAG}\n\
         # build makes it\nFROM ${BASE} AS build\n# GIVEN from outside\nARG GIVEN\nARG OTHER\n\
-        RUN --mount=type=secret,id=key,required true\n\
+        RUN --mount=type=secret,id=key,required --mount=type=ssh true\n\
         FROM scratch AS unused\nARG NOBODY=1\n\
         FROM scratch\nCOPY --from=build / /\nARG HERE=here\n";
 
@@ -303,6 +302,7 @@ mod tests {
         assert_eq!(outline.arguments[0].description.as_deref(), Some("which base"));
         assert_eq!(outline.arguments[3].description.as_deref(), Some("from outside"));
         assert_eq!((outline.secrets[0].name.as_str(), outline.secrets[0].required), ("key", true));
+        assert_eq!((outline.ssh[0].name.as_str(), outline.ssh[0].required), ("default", false));
         assert_eq!(outline.name, None);
     }
 

@@ -5,6 +5,7 @@ use super::mount;
 use super::mount::Surroundings;
 use super::step::Action;
 use super::step::Mount;
+use super::step::MountKind;
 use super::step::Network;
 use super::step::RunStep;
 use super::steps::Placer;
@@ -20,6 +21,8 @@ use crate::dockerfile::instruction::Word;
 const PIPES: &str = "/dev/pipes";
 /// Handed to RUN without a declaration, in capitals and in small letters.
 const PROXIES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+/// Tells programs where the agent listens.
+const SOCKET_VARIABLE: &str = "SSH_AUTH_SOCK";
 const NETWORKS: [&str; 3] = ["default", "none", "host"];
 
 /// The heredoc of a RUN whose command line is nothing but `<<WORD`.
@@ -30,6 +33,20 @@ pub(super) fn lone_heredoc(run: &Run) -> Option<&Heredoc> {
     let word = word.strip_prefix("<<")?;
     let word = word.strip_prefix('-').unwrap_or(word);
     is_one_word(word).then_some(heredoc)
+}
+
+/// Gives ssh mounts without a target the one that BuildKit gives them, and the first of
+/// all as the value of `SSH_AUTH_SOCK`.
+fn with_sockets(mut mounts: Vec<Mount>) -> (Vec<Mount>, Option<String>) {
+    let mut first = None;
+    let sockets = mounts.iter_mut().filter(|mount| matches!(mount.kind, MountKind::Ssh { .. }));
+    for (number, mount) in sockets.enumerate() {
+        if mount.target.is_empty() {
+            mount.target = format!("/run/buildkit/ssh_agent.{number}");
+        }
+        first.get_or_insert_with(|| mount.target.clone());
+    }
+    (mounts, first)
 }
 
 /// Whether a shell would take `text` for one word, and no redirection is in it.
@@ -61,6 +78,7 @@ impl Placer<'_> {
             .iter()
             .map(|word| self.mount(span, word))
             .collect::<Result<Vec<Mount>, Error>>()?;
+        let (mounts, socket) = with_sockets(mounts);
         let network = self.network(run)?;
         self.check_security(run)?;
 
@@ -69,10 +87,16 @@ impl Placer<'_> {
         let shown =
             if script.is_some() { self.in_shell(arguments.join(" ")) } else { arguments.clone() };
         let created_by = history::run(&self.scope, &shown);
+        let mut environment = self.scope.environment().to_vec();
+        if let Some(socket) = socket
+            && self.scope.get(SOCKET_VARIABLE).is_none()
+        {
+            environment.push((SOCKET_VARIABLE.to_owned(), socket));
+        }
         let step = RunStep {
             arguments,
             script,
-            environment: self.scope.environment().to_vec(),
+            environment,
             proxy: self.proxy(),
             directory: self.directory().to_owned(),
             user: self.config.user.clone(),
@@ -104,7 +128,7 @@ impl Placer<'_> {
     }
 
     fn network(&self, run: &Run) -> Result<Network, Error> {
-        let Some(word) = &run.network else { return Ok(Network::Default) };
+        let Some(word) = &run.network else { return Ok(self.plan.network) };
         match word.text.as_str() {
             "default" => Ok(Network::Default),
             "none" => Ok(Network::None),
@@ -145,6 +169,7 @@ impl Placer<'_> {
         }
         let around = Surroundings {
             stages: &self.plan.stages,
+            contexts: &self.plan.contexts,
             directory: self.directory(),
             namespace: self
                 .plan

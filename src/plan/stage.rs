@@ -8,7 +8,10 @@ use super::Options;
 use super::Plan;
 use super::lint;
 use super::mount;
+use super::named::Contexts;
+use super::named::NamedContext;
 use super::scope::Scope;
+use super::step::Origin;
 use super::suggest;
 use crate::dockerfile::Error;
 use crate::dockerfile::expand;
@@ -40,6 +43,9 @@ pub struct Stage {
     pub title: String,
     /// What it starts from.
     pub base: Base,
+    /// The `--build-context` whose files are there from the start; the base is then
+    /// `scratch`.
+    pub files: Option<String>,
     /// What it is for: that of the base stage, or `--platform`, or the target's.
     pub platform: Platform,
     /// The FROM.
@@ -82,6 +88,19 @@ pub(super) enum Named {
     Scratch,
     /// An image.
     Image(String),
+    /// The files of a `--build-context`.
+    Files(String),
+}
+
+impl std::convert::From<Named> for Origin {
+    fn from(named: Named) -> Self {
+        match named {
+            Named::Stage(stage) => Self::Stage(stage),
+            Named::Scratch => Self::Scratch,
+            Named::Image(image) => Self::Image(image),
+            Named::Files(name) => Self::Named(name),
+        }
+    }
 }
 
 /// Reads the stages of `body`, which starts with a FROM. Dependencies are not
@@ -94,9 +113,11 @@ pub(super) fn read(
     warnings: &mut Vec<Warning>,
 ) -> Result<Vec<Stage>, Error> {
     let mut stages: Vec<Stage> = Vec::new();
+    // A stage that a `--build-context` replaces has no instructions.
+    let mut is_replaced = false;
     for instruction in body {
         let InstructionKind::From(from) = &instruction.kind else {
-            if let Some(stage) = stages.last_mut() {
+            if let Some(stage) = stages.last_mut().filter(|_| !is_replaced) {
                 stage.instructions.push(instruction.clone());
             }
             continue;
@@ -113,10 +134,21 @@ pub(super) fn read(
             None => None,
         };
         let nearest = stages.iter().rposition(|stage| has_name(stage, &image));
-        let (base, platform) = match nearest {
-            Some(index) => (Base::Stage(index), stages[index].platform.clone()),
-            None if image == SCRATCH => (Base::Scratch, options.platform.clone()),
-            None => (Base::Image(image), explicit.unwrap_or_else(|| options.platform.clone())),
+        let replacement = from.name.as_deref().and_then(|name| options.contexts.find(name));
+        is_replaced = replacement.is_some();
+        let platform = || explicit.clone().unwrap_or_else(|| options.platform.clone());
+        let mut files = None;
+        let (base, platform) = match (replacement, nearest) {
+            (None, Some(index)) => (Base::Stage(index), stages[index].platform.clone()),
+            (None, None) if image == SCRATCH => (Base::Scratch, options.platform.clone()),
+            (replacement, _) => match replacement.or_else(|| options.contexts.find(&image)) {
+                Some((name, NamedContext::Files)) => {
+                    files = Some(name.to_owned());
+                    (Base::Scratch, platform())
+                }
+                Some((_, NamedContext::Image(image))) => (Base::Image(image.clone()), platform()),
+                None => (Base::Image(image), platform()),
+            },
         };
         let triggers = match base {
             Base::Stage(index) => own_triggers(&stages[index]),
@@ -128,6 +160,7 @@ pub(super) fn read(
             name: from.name.clone(),
             title: from.name.clone().unwrap_or_else(|| format!("stage-{index}")),
             base,
+            files,
             platform,
             span,
             instructions: Vec::new(),
@@ -280,11 +313,12 @@ fn own_triggers(stage: &Stage) -> Vec<Instruction> {
 }
 
 /// What `from` names in a COPY or a mount: a number is a stage's, then stages by
-/// name (the last one of that name), then `scratch`, then images.
+/// name (the last one of that name), then `scratch`, then `--build-context`s, then
+/// images.
 ///
 /// # Errors
 /// The message: a number without a stage, a variable.
-pub(super) fn named(stages: &[Stage], from: &str) -> Result<Named, String> {
+pub(super) fn named(stages: &[Stage], contexts: &Contexts, from: &str) -> Result<Named, String> {
     if from.contains('$') {
         return Err(format!(
             "`{from}`: from takes no variables; define a stage `FROM $NAME AS name` with a global ARG and name that"
@@ -302,7 +336,11 @@ pub(super) fn named(stages: &[Stage], from: &str) -> Result<Named, String> {
     Ok(match stages.iter().rposition(|stage| has_name(stage, from)) {
         Some(index) => Named::Stage(index),
         None if from == SCRATCH => Named::Scratch,
-        None => Named::Image(from.to_owned()),
+        None => match contexts.find(from) {
+            Some((name, NamedContext::Files)) => Named::Files(name.to_owned()),
+            Some((_, NamedContext::Image(image))) => Named::Image(image.clone()),
+            None => Named::Image(from.to_owned()),
+        },
     })
 }
 
@@ -311,6 +349,7 @@ pub(super) fn named(stages: &[Stage], from: &str) -> Result<Named, String> {
 pub(super) fn references(
     dockerfile: &Dockerfile,
     stages: &[Stage],
+    contexts: &Contexts,
     instructions: &[Instruction],
     place: Option<Span>,
 ) -> Result<Vec<Dependency>, Error> {
@@ -328,7 +367,7 @@ pub(super) fn references(
             _ => Vec::new(),
         };
         for (name, span) in names {
-            let named = named(stages, &name)
+            let named = named(stages, contexts, &name)
                 .map_err(|message| Error::at(dockerfile, place.unwrap_or(span), message))?;
             if let Named::Stage(stage) = named {
                 found.push(Dependency { stage, span: place.unwrap_or(instruction.span) });
@@ -359,9 +398,12 @@ impl Plan {
             if let Base::Stage(base) = stage.base {
                 dependencies.push(Dependency { stage: base, span: stage.span });
             }
-            let (dockerfile, stages) = (&self.dockerfile, &self.stages);
-            dependencies.extend(references(dockerfile, stages, &stage.triggers, Some(stage.span))?);
-            dependencies.extend(references(dockerfile, stages, &stage.instructions, None)?);
+            let (dockerfile, stages, contexts) = (&self.dockerfile, &self.stages, &self.contexts);
+            let of = |instructions: &[Instruction], place| {
+                references(dockerfile, stages, contexts, instructions, place)
+            };
+            dependencies.extend(of(&stage.triggers, Some(stage.span))?);
+            dependencies.extend(of(&stage.instructions, None)?);
             self.stages[index].dependencies = dependencies;
         }
         self.order()

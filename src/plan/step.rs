@@ -1,6 +1,9 @@
 //! Steps: instructions placed in a stage, with every variable expanded.
 
+use crate::address::GitAddress;
+use crate::address::HttpAddress;
 use crate::dockerfile::instruction::{Heredoc, Span};
+use crate::oci::digest::Digest;
 
 /// A step of a stage.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -88,6 +91,8 @@ pub enum Origin {
     Stage(usize),
     /// An image.
     Image(String),
+    /// The files that `--build-context` gave this name to.
+    Named(String),
     /// Nothing: `--from=scratch`.
     Scratch,
 }
@@ -152,6 +157,19 @@ pub enum MountKind {
         /// Group of the file.
         gid: u32,
     },
+    /// The socket of an ssh agent.
+    Ssh {
+        /// Which of `--ssh`.
+        id: String,
+        /// Fails when it wasn't given.
+        required: bool,
+        /// Mode of the socket.
+        mode: u16,
+        /// Owner of the socket.
+        uid: u32,
+        /// Group of the socket.
+        gid: u32,
+    },
 }
 
 /// How concurrent users of a cache mount get along.
@@ -192,11 +210,41 @@ pub struct CopyStep {
     pub unpack: Option<bool>,
 }
 
+impl CopyStep {
+    /// A plain COPY of `source` (a path in `origin`, `/` for all) to `/`.
+    pub fn whole(origin: Origin, source: &str) -> Self {
+        Self {
+            origin,
+            sources: vec![CopySource::Path(source.to_owned())],
+            destination: "/".to_owned(),
+            chown: None,
+            chmod: None,
+            link: false,
+            parents: false,
+            exclude: Vec::new(),
+            add: false,
+            unpack: None,
+        }
+    }
+}
+
 /// One source of a COPY or ADD.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CopySource {
     /// A path or pattern in the origin, as written after expansion.
     Path(String),
+    /// ADD of a file on another machine.
+    Http {
+        /// Where.
+        address: HttpAddress,
+        /// `--checksum`.
+        checksum: Option<Digest>,
+    },
+    /// ADD of a git repository; flags of the instruction are part of the address.
+    Git {
+        /// Which, and what of it.
+        address: GitAddress,
+    },
     /// A file made of a heredoc, mode 0644.
     Inline {
         /// File name.

@@ -10,8 +10,11 @@ use super::stage;
 use super::stage::Base;
 use super::stage::Stage;
 use super::step::Action;
+use super::step::CopyStep;
+use super::step::Origin;
 use super::step::Step;
 use super::suggest;
+use crate::address::redacted;
 use crate::dockerfile;
 use crate::dockerfile::Error;
 use crate::dockerfile::expand;
@@ -132,8 +135,9 @@ pub(super) fn place(plan: &Plan, index: usize, base: &BaseState) -> Result<Steps
     };
     let known = plan.dependencies(index);
     let mut extra_stages = Vec::new();
+    let (stages, contexts) = (&plan.stages, &plan.contexts);
     for dependency in
-        stage::references(&plan.dockerfile, &plan.stages, &triggers, Some(stage.span))?
+        stage::references(&plan.dockerfile, stages, contexts, &triggers, Some(stage.span))?
     {
         if !known.contains(&dependency.stage) && !extra_stages.contains(&dependency.stage) {
             extra_stages.push(dependency.stage);
@@ -141,6 +145,9 @@ pub(super) fn place(plan: &Plan, index: usize, base: &BaseState) -> Result<Steps
     }
 
     let mut placer = Placer::new(plan, stage, base)?;
+    if let Some(name) = &stage.files {
+        placer.files(name);
+    }
     placer.trigger = true;
     for trigger in &triggers {
         placer.instruction(trigger)?;
@@ -210,6 +217,18 @@ impl<'a> Placer<'a> {
         Ok(placer)
     }
 
+    /// The step that brings in the files of a `--build-context` used as a base.
+    fn files(&mut self, name: &str) {
+        self.steps.push(Step {
+            span: self.stage.span,
+            title: format!("FROM {name}"),
+            created_by: format!("FROM {name} # buildkit"),
+            config: self.config.clone(),
+            author: self.author.clone(),
+            action: Action::Copy(CopyStep::whole(Origin::Named(name.to_owned()), "/")),
+        });
+    }
+
     fn instruction(&mut self, instruction: &Instruction) -> Result<(), Error> {
         use InstructionKind as Kind;
         let span = instruction.span;
@@ -253,7 +272,7 @@ impl<'a> Placer<'a> {
     fn title(&self, instruction: &Instruction) -> String {
         let (word, rest) =
             instruction.source.split_once(char::is_whitespace).unwrap_or((&instruction.source, ""));
-        let mut title = format!("{} {}", word.to_uppercase(), rest.trim_start());
+        let mut title = redacted(&format!("{} {}", word.to_uppercase(), rest.trim_start()));
         if let InstructionKind::Run(run) = &instruction.kind
             && let Some(heredoc) = super::run::lone_heredoc(run)
         {

@@ -137,6 +137,8 @@ pub enum Operation {
     Stdin,
     /// Entering the working directory.
     Directory,
+    /// Setting a limit.
+    Limit,
     /// Giving up capabilities.
     Capabilities,
     /// Becoming the user.
@@ -167,6 +169,7 @@ impl fmt::Display for Operation {
             Self::PivotRoot => "pivot into",
             Self::Stdin => "open as standard input",
             Self::Directory => "enter the working directory",
+            Self::Limit => "set the limit",
             Self::Capabilities => "give up capabilities of",
             Self::User => "become the user",
             Self::Wait => "wait for",

@@ -175,7 +175,40 @@ fn prepare(process: &Process, control: &Control) -> Result<(), Failure> {
     null.map_err(Failure::of(Operation::Stdin, "/dev/null"))?;
     rustix::process::chdir(process.directory.as_str())
         .map_err(Failure::of(Operation::Directory, &process.directory))?;
+    limits(process)?;
     rights(process, control)
+}
+
+/// Sets the limits asked for, while raising one is still allowed.
+fn limits(process: &Process) -> Result<(), Failure> {
+    use rustix::process::Resource;
+    use rustix::process::Rlimit;
+
+    for limit in &process.limits {
+        let resource = match limit.name.as_str() {
+            "as" => Resource::As,
+            "core" => Resource::Core,
+            "cpu" => Resource::Cpu,
+            "data" => Resource::Data,
+            "fsize" => Resource::Fsize,
+            "locks" => Resource::Locks,
+            "memlock" => Resource::Memlock,
+            "msgqueue" => Resource::Msgqueue,
+            "nice" => Resource::Nice,
+            "nofile" => Resource::Nofile,
+            "nproc" => Resource::Nproc,
+            "rss" => Resource::Rss,
+            "rtprio" => Resource::Rtprio,
+            "rttime" => Resource::Rttime,
+            "sigpending" => Resource::Sigpending,
+            "stack" => Resource::Stack,
+            _ => return Err(Failure::new(Operation::Limit, &limit.name, libc::EINVAL)),
+        };
+        let value = Rlimit { current: limit.soft, maximum: limit.hard };
+        rustix::process::setrlimit(resource, value)
+            .map_err(Failure::of(Operation::Limit, &limit.name))?;
+    }
+    Ok(())
 }
 
 /// Undoes what was changed for pid 1, and SIGPIPE, which Rust's runtime ignores.

@@ -42,6 +42,8 @@ pub struct Process {
     pub hostname: String,
     /// Size of `/dev/shm` in bytes.
     pub shm_size: u64,
+    /// Limits other than the builder's own (setrlimit(2)).
+    pub limits: Vec<Limit>,
     /// Ends it early.
     #[serde(skip)]
     pub cancel: Option<Arc<Cancel>>,
@@ -65,6 +67,7 @@ impl Process {
             network: true,
             hostname: "buildkitsandbox".to_owned(),
             shm_size: 64 << 20,
+            limits: Vec::new(),
             cancel: None,
         }
     }
@@ -72,6 +75,60 @@ impl Process {
     /// The value of `name` in the environment; the last one wins, as in a shell.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         self.environment.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// A limit of a process's resources.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Limit {
+    /// One of [`Limit::NAMES`].
+    pub name: String,
+    /// What counts; `None`: no limit.
+    pub soft: Option<u64>,
+    /// Up to where the process may raise it; `None`: no limit.
+    pub hard: Option<u64>,
+}
+
+impl Limit {
+    /// Names of limits, as Docker's `--ulimit` has them.
+    pub const NAMES: [&'static str; 16] = [
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+
+    /// Reads `NAME=SOFT[:HARD]`; -1 is no limit, and without HARD both are SOFT.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (name, values) = text.split_once('=').ok_or("NAME=SOFT[:HARD] is expected")?;
+        if !Self::NAMES.contains(&name) {
+            return Err(format!("`{name}` is no limit; there are {}", Self::NAMES.join(", ")));
+        }
+        let number = |text: &str| match text {
+            "-1" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| format!("`{text}` is no number")),
+        };
+        let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+        let (soft, hard) = (number(soft)?, number(hard)?);
+        if soft.unwrap_or(u64::MAX) > hard.unwrap_or(u64::MAX) {
+            return Err("the soft limit is above the hard one".to_owned());
+        }
+        Ok(Self { name: name.to_owned(), soft, hard })
     }
 }
 
@@ -341,6 +398,17 @@ mod tests {
         match &back.mounts[0] {
             MountPoint::File { contents, .. } => assert_eq!(contents.as_bytes(), b"hunter2\0\xff"),
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn limits_are_read_as_docker_reads_them() {
+        let limit = |name: &str, soft, hard| Ok(Limit { name: name.to_owned(), soft, hard });
+        assert_eq!(Limit::parse("nofile=1:2"), limit("nofile", Some(1), Some(2)));
+        assert_eq!(Limit::parse("core=0"), limit("core", Some(0), Some(0)));
+        assert_eq!(Limit::parse("stack=5:-1"), limit("stack", Some(5), None));
+        for bad in ["", "nofile", "nofile=", "nofile=x", "files=1", "nofile=3:2", "nofile=-1:5"] {
+            assert!(Limit::parse(bad).is_err(), "{bad}");
         }
     }
 

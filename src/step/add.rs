@@ -109,6 +109,12 @@ impl ReadAt for Slice {
     }
 }
 
+/// A number of a header; a field that was left blank is 0, as other readers have it.
+fn numeric(field: &[u8], read: io::Result<u64>) -> io::Result<u64> {
+    let is_blank = field.iter().all(|byte| matches!(byte, 0 | b' '));
+    if is_blank { Ok(0) } else { read }
+}
+
 fn unpack(
     root: &Overlay,
     step: &CopyStep,
@@ -166,11 +172,12 @@ fn unpack(
         let number = |value: io::Result<u64>| {
             value.map_err(|error| damaged(format!("entry `{shown}`: {error}")))
         };
+        let old = header.as_old();
         let (uid, gid) = match owner {
             Some(owner) => owner,
             None => (
-                u32::try_from(number(entry.header().uid())?).unwrap_or(u32::MAX),
-                u32::try_from(number(entry.header().gid())?).unwrap_or(u32::MAX),
+                u32::try_from(number(numeric(&old.uid, entry.header().uid()))?).unwrap_or(u32::MAX),
+                u32::try_from(number(numeric(&old.gid, entry.header().gid()))?).unwrap_or(u32::MAX),
             ),
         };
         let mode = header.mode().map_err(|error| damaged(format!("entry `{shown}`: {error}")))?;
@@ -178,7 +185,9 @@ fn unpack(
             mode: (mode & 0o7777) as u16,
             uid,
             gid,
-            mtime: Timestamp::seconds(i64::try_from(number(header.mtime())?).unwrap_or_default()),
+            mtime: Timestamp::seconds(
+                i64::try_from(number(numeric(&old.mtime, header.mtime()))?).unwrap_or_default(),
+            ),
         };
         let Some(name) = relative.file_name() else {
             if header.entry_type().is_dir() {

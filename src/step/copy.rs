@@ -102,6 +102,8 @@ pub fn copy(
     let mut copier = Copier { root, source, exclude, rules, link: step.link };
     let as_directory = step.destination.ends_with('/');
     let destination = RootPath::clamped(step.destination.as_bytes()).unwrap_or_default();
+    // `--parents` copies a file at a time; names of one file stay links of each other.
+    let mut kept_links = HashMap::new();
     for item in &selection.items {
         match item {
             Item::Inline { name, body } => {
@@ -123,7 +125,9 @@ pub fn copy(
             Item::Whole { named, node } => {
                 copier.whole(&destination, as_directory, named, *node)?;
             }
-            Item::Kept { relative, node } => copier.kept(&destination, relative, *node)?,
+            Item::Kept { relative, node } => {
+                copier.kept(&destination, relative, *node, &mut kept_links)?;
+            }
         }
     }
     Ok(())
@@ -366,6 +370,7 @@ impl Copier<'_> {
         destination: &RootPath,
         relative: &RootPath,
         node: NodeId,
+        links: &mut HashMap<NodeId, NodeId>,
     ) -> Result<(), Error> {
         if self.excluded(relative) {
             return Ok(());
@@ -395,7 +400,7 @@ impl Copier<'_> {
         }
         let place = Place { directory, name: Some(name), path: target };
         self.make_way(&place, &relative.to_string())?;
-        self.put(&place, node, &stat, &mut HashMap::new())
+        self.put(&place, node, &stat, links)
     }
 
     /// Puts one node that is no directory.

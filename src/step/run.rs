@@ -4,6 +4,7 @@
 //! looks, and taken away after the process ended, so no layer ever shows them.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::plan::step::RunStep;
 use crate::rootfs::Root;
 use crate::sandbox::Cancel;
 use crate::sandbox::Exit;
+use crate::sandbox::Limit;
 use crate::sandbox::MountPoint;
 use crate::sandbox::Process;
 use crate::sandbox::Runner;
@@ -27,6 +29,27 @@ use crate::tree::Timestamp;
 
 /// Name of the host that a process sees, as BuildKit's.
 const HOSTNAME: &str = "buildkitsandbox";
+
+/// What every RUN of a build finds around it, as flags say.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Conditions {
+    /// `--add-host`: names and addresses, in order.
+    pub hosts: Vec<(String, HostAddress)>,
+    /// `--shm-size` in bytes; `None`: Docker's 64 MiB.
+    pub shm_size: Option<u64>,
+    /// `--ulimit`.
+    pub limits: Vec<Limit>,
+}
+
+/// Where a host of `--add-host` is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostAddress {
+    /// There.
+    At(IpAddr),
+    /// `host-gateway`: the machine that the builder's container runs on, which is where
+    /// its default route leads.
+    Gateway,
+}
 
 /// Size of `/dev/shm` in bytes, as Docker's.
 const SHM_SIZE: u64 = 64 << 20;
@@ -86,6 +109,8 @@ pub struct Place<'a> {
     pub runner: &'a dyn Runner,
     /// Ends the process when somebody gives up.
     pub cancel: Arc<Cancel>,
+    /// What it finds around it.
+    pub conditions: &'a Conditions,
 }
 
 /// Runs `step` and gives back how its process ended.
@@ -115,7 +140,9 @@ pub fn run(
         // The sandbox mounts these itself; they only have to exist.
         points.push((target.to_owned(), true, None));
     }
-    for (target, contents) in [("/etc/hosts", hosts()), ("/etc/resolv.conf", resolv_conf())] {
+    for (target, contents) in
+        [("/etc/hosts", hosts(&place.conditions.hosts)?), ("/etc/resolv.conf", resolv_conf())]
+    {
         points.push((target.to_owned(), false, Some(PointKind::File(contents, 0o644, 0, 0))));
     }
     if let Some(script) = &step.script {
@@ -195,7 +222,8 @@ pub fn run(
             mounts: mounted,
             network: step.network != Network::None,
             hostname: HOSTNAME.to_owned(),
-            shm_size: SHM_SIZE,
+            shm_size: place.conditions.shm_size.unwrap_or(SHM_SIZE),
+            limits: place.conditions.limits.clone(),
             cancel: Some(Arc::clone(&place.cancel)),
         };
         Ok(place.runner.run(&process, output)?)
@@ -222,10 +250,18 @@ fn set(environment: &mut Vec<(String, String)>, name: &str, value: &str) {
 }
 
 /// `/etc/hosts` of a process: loopback names, and what the builder's own file says
-/// of other hosts (aliases that a pod or runner was given).
-fn hosts() -> SecretBytes {
+/// of other hosts (aliases that a pod or runner was given). Those of `added` come first:
+/// the first line of a name counts.
+fn hosts(added: &[(String, HostAddress)]) -> Result<SecretBytes, Error> {
     let mut text =
         format!("127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for (name, address) in added {
+        let address = match address {
+            HostAddress::At(address) => *address,
+            HostAddress::Gateway => gateway().ok_or_else(|| Error::NoGateway(name.clone()))?,
+        };
+        text.push_str(&format!("{address}\t{name}\n"));
+    }
     let own = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
     for line in own.lines() {
         let address = line.split_whitespace().next().unwrap_or_default();
@@ -235,10 +271,42 @@ fn hosts() -> SecretBytes {
             text.push('\n');
         }
     }
-    SecretBytes::new(text.into_bytes())
+    Ok(SecretBytes::new(text.into_bytes()))
+}
+
+/// Where the default route leads (proc_net(5): addresses in hexadecimal digits, in the
+/// machine's byte order).
+fn gateway() -> Option<IpAddr> {
+    default_route(&std::fs::read_to_string("/proc/net/route").ok()?)
+}
+
+fn default_route(table: &str) -> Option<IpAddr> {
+    table.lines().skip(1).find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (destination, gateway) = (fields.next()?, fields.next()?);
+        let gateway = u32::from_str_radix(gateway, 16).ok()?;
+        (destination == "00000000" && gateway != 0).then(|| IpAddr::from(gateway.to_ne_bytes()))
+    })
 }
 
 /// `/etc/resolv.conf` of a process: the builder's own; it shares its network.
 fn resolv_conf() -> SecretBytes {
     SecretBytes::new(std::fs::read("/etc/resolv.conf").unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateway_is_where_the_default_route_leads() {
+        let gateway = u32::from_ne_bytes([172, 17, 0, 1]);
+        let table = format!(
+            "Iface\tDestination\tGateway\tFlags\neth0\t000011AC\t00000000\t0001\n\
+             eth0\t00000000\t{gateway:08X}\t0003\n"
+        );
+        assert_eq!(default_route(&table), Some(IpAddr::from([172, 17, 0, 1])));
+        assert_eq!(default_route("Iface\tDestination\tGateway\n"), None);
+        assert_eq!(default_route("x\neth0 00000000\neth0 00000000 zz\n"), None);
+    }
 }

@@ -77,6 +77,8 @@ pub fn select(source: &Source<'_>, step: &CopyStep) -> Result<Selection, Error> 
                 keep_parents(source, path, &mut selection.items)?;
             }
             CopySource::Path(path) => whole(source, path, &mut selection.items)?,
+            // Not in any tree: whoever fetches them selects them.
+            CopySource::Http { .. } | CopySource::Git { .. } => {}
         }
     }
     Ok(selection)

@@ -3,6 +3,8 @@
 //! Taking a mapping away waits, with the lock of its address space held, for pages
 //! that are still to be written. In the process that serves the mount this can wait
 //! for itself for ever: a server thread that needs memory needs the same lock.
+//!
+//! A file that somebody cuts meanwhile is as good as gone: `NotFound`.
 
 use std::io;
 use std::io::BufRead;
@@ -40,9 +42,8 @@ for line in sys.stdin:
                 kept[int(at):int(at) + len(data)] = data
     except OSError as error:
         answer = error.errno
-    except Exception as error:
-        sys.stderr.write(f'{line.strip()[:100]}: {error!r}\n')
-        answer = 5
+    except IndexError:
+        answer = 2
     print(answer, flush=True)
 ";
 
@@ -82,9 +83,13 @@ impl Mapper {
     }
 
     fn ask(&mut self, line: &str) -> io::Result<()> {
-        writeln!(self.input, "{line}")?;
         let mut answer = String::new();
-        self.output.read_line(&mut answer)?;
+        let asked = writeln!(self.input, "{line}");
+        if asked.is_err() || self.output.read_line(&mut answer)? == 0 {
+            // SIGBUS: there are no pages behind the end of a file.
+            *self = Self::start();
+            return Err(io::ErrorKind::NotFound.into());
+        }
         match answer.trim().parse().expect("a number of an error") {
             0 => Ok(()),
             error => Err(io::Error::from_raw_os_error(error)),

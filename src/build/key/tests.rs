@@ -11,7 +11,11 @@ fn parent() -> Key {
 }
 
 fn amd64() -> Surroundings {
-    Surroundings { platform: Platform::new("linux", "amd64", None), clamp: None }
+    Surroundings {
+        platform: Platform::new("linux", "amd64", None),
+        clamp: None,
+        conditions: Conditions::default(),
+    }
 }
 
 fn texts(words: &[&str]) -> Vec<String> {
@@ -145,9 +149,21 @@ fn the_kind_of_action_enters() {
 
 #[test]
 fn the_platform_enters_every_kind() {
-    let arm = Surroundings { platform: Platform::new("linux", "arm64", None), clamp: None };
-    let arm_v6 = Surroundings { platform: Platform::new("linux", "arm", Some("v6")), clamp: None };
-    let arm_v7 = Surroundings { platform: Platform::new("linux", "arm", Some("v7")), clamp: None };
+    let arm = Surroundings {
+        platform: Platform::new("linux", "arm64", None),
+        clamp: None,
+        conditions: Conditions::default(),
+    };
+    let arm_v6 = Surroundings {
+        platform: Platform::new("linux", "arm", Some("v6")),
+        clamp: None,
+        conditions: Conditions::default(),
+    };
+    let arm_v7 = Surroundings {
+        platform: Platform::new("linux", "arm", Some("v7")),
+        clamp: None,
+        conditions: Conditions::default(),
+    };
     for action in kinds() {
         assert_all_differ(
             &[amd64(), arm.clone(), arm_v6.clone(), arm_v7.clone()]
@@ -601,4 +617,42 @@ fn keys_of_different_purposes_never_meet() {
     for (index, key) in all.iter().enumerate() {
         assert!(!all[index + 1..].contains(key), "{index}");
     }
+}
+
+#[test]
+fn conditions_of_a_run_count_but_for_addresses() {
+    use crate::sandbox::Limit;
+    use crate::step::run::HostAddress;
+
+    let hint = |conditions: Conditions| {
+        let around = Surroundings { conditions, ..amd64() };
+        of_step(&parent(), &Action::Run(run()), &[], &around).hint
+    };
+    let host = |name: &str, address: HostAddress| Conditions {
+        hosts: vec![(name.to_owned(), address)],
+        ..Conditions::default()
+    };
+    let there = HostAddress::At([10, 0, 0, 1].into());
+    let limit = Limit::parse("nofile=1:2").expect("valid");
+    let plain = hint(Conditions::default());
+    let named = hint(host("a", there));
+    assert_eq!(named, hint(host("a", HostAddress::Gateway)));
+    let shm = hint(Conditions { shm_size: Some(1), ..Conditions::default() });
+    let limited = hint(Conditions { limits: vec![limit], ..Conditions::default() });
+    let all = [plain, named, hint(host("b", there)), shm, limited];
+    for (number, one) in all.iter().enumerate() {
+        assert!(!all[..number].contains(one), "{number}");
+    }
+}
+
+#[test]
+fn an_ssh_mount_counts_by_its_options_alone() {
+    let ssh = |id: &str, required, mode| {
+        let kind = MountKind::Ssh { id: id.to_owned(), required, mode, uid: 0, gid: 0 };
+        let action = Action::Run(RunStep { mounts: vec![mounted(kind)], ..run() });
+        of_step(&parent(), &action, &[], &amd64()).hint
+    };
+    assert_eq!(ssh("a", true, 0o600), ssh("a", false, 0o600));
+    assert_ne!(ssh("a", true, 0o600), ssh("b", true, 0o600));
+    assert_ne!(ssh("a", true, 0o600), ssh("a", true, 0o666));
 }

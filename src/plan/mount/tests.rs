@@ -1,7 +1,12 @@
 use super::*;
 
 fn read(text: &str) -> Result<Mount, Wrong> {
-    let around = Surroundings { stages: &[], directory: "/w", namespace: None };
+    let around = Surroundings {
+        stages: &[],
+        contexts: &Contexts::default(),
+        directory: "/w",
+        namespace: None,
+    };
     build(&fields(text)?, &around)
 }
 
@@ -72,7 +77,12 @@ fn a_cache_has_the_cleaned_target_as_its_id() {
             gid: 6,
         }
     );
-    let around = Surroundings { stages: &[], directory: "/", namespace: Some("ns") };
+    let around = Surroundings {
+        stages: &[],
+        contexts: &Contexts::default(),
+        directory: "/",
+        namespace: Some("ns"),
+    };
     let Ok(fields) = fields("type=cache,target=/x") else { panic!("valid") };
     assert_eq!(build(&fields, &around).expect("valid").kind, cache("ns//x"));
 }
@@ -115,10 +125,26 @@ fn sizes_are_binary() {
 }
 
 #[test]
+fn an_ssh_mount_is_a_socket_for_its_user() {
+    let ssh = |id: &str, required, mode, uid| MountKind::Ssh {
+        id: id.to_owned(),
+        required,
+        mode,
+        uid,
+        gid: 0,
+    };
+    assert_eq!(kind("type=ssh"), ssh("default", false, 0o600, 0));
+    assert_eq!(kind("type=ssh,id=a,required,mode=0666,uid=7"), ssh("a", true, 0o666, 7));
+    assert_eq!(read("type=ssh,target=s").expect("valid").target, "/w/s");
+}
+
+#[test]
 fn mistakes_are_named() {
     for (text, part) in [
         ("type=bnd,target=/t", "no type of mount"),
-        ("type=ssh", "not supported yet"),
+        ("type=ssh,from=x", "type ssh"),
+        ("type=ssh,size=1", "type ssh"),
+        ("type=ssh,target=/", "can't have `/`"),
         ("tagret=/t", "no key of a mount"),
         ("target", "must be key=value"),
         ("target=/", "can't have `/`"),
@@ -152,18 +178,4 @@ fn only_binds_without_from_read_the_context() {
     assert!(!reads_context("type=cache,target=/t") && !reads_context("from=a,target=/t"));
     assert_eq!(origin_name("from=a,target=/t").as_deref(), Some("a"));
     assert_eq!(origin_name("type=tmpfs,from=a,target=/t"), None);
-}
-
-#[test]
-fn ssh_mounts_are_told_by_their_raw_text() {
-    for (text, expected) in [
-        ("type=ssh", Some(("default", false))),
-        ("type=SSH,id=key,required", Some(("key", true))),
-        ("type=ssh,required=false", Some(("default", false))),
-        ("type=secret,id=key", None),
-        ("", None),
-    ] {
-        let expected = expected.map(|(id, required): (&str, bool)| (id.to_owned(), required));
-        assert_eq!(ssh(text), expected, "{text}");
-    }
 }

@@ -148,7 +148,6 @@ fn flags_of_run_are_checked() {
         ("RUN --network=hots x", "hots"),
         ("RUN --security=insecure x", "not supported"),
         ("RUN --security=y x", "`y`"),
-        ("RUN --mount=type=ssh x", "not supported yet"),
         ("RUN --mount=tagret=/t x", "no key of a mount"),
     ] {
         let error = error(body);
@@ -213,19 +212,54 @@ fn heredocs_are_copied_after_the_paths() {
 }
 
 #[test]
-fn what_is_not_there_yet_says_so() {
+fn addresses_are_told_from_paths() {
+    let sum = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let made = steps(&format!(
+        "FROM i\nARG U=https://me:hunter2@h/f\nADD a $U git@h:r#v1 /d/\n\
+         ADD --checksum={sum} https://h/f /\n\
+         ADD --checksum=ABCDEF012 --keep-git-dir=true https://h/a.git#main /x"
+    ));
+    let all = copies(&made);
+    assert!(matches!(
+        &all[0].sources[..],
+        [CopySource::Path(_), CopySource::Http { checksum: None, .. }, CopySource::Git { .. }]
+    ));
+    assert!(matches!(&all[1].sources[..], [CopySource::Http { checksum: Some(_), .. }]));
+    let [CopySource::Git { address }] = &all[2].sources[..] else { panic!("a repository") };
+    assert_eq!(address.checksum.as_deref(), Some("abcdef012"));
+    assert_eq!(address.keep_git_dir, Some(true));
+    assert_eq!(history(&made)[1], "ADD a https://me:xxxxx@h/f git@h:r#v1 /d/ # buildkit");
     for (body, part) in [
-        ("ADD https://h/f /", "a URL is not supported yet"),
-        ("ADD git@github.com:a/b /", "a git repository is not supported yet"),
-        ("ADD https://h/a.git#main /", "a git repository is not supported yet"),
-        ("ADD --checksum=sha256:0 https://h/f /", "--checksum is not supported yet"),
-        ("ADD --keep-git-dir=true https://h/a.git /", "--keep-git-dir is not supported yet"),
         ("COPY https://h/f /", "can't be a URL"),
-        ("ARG U=https://h/f\nADD $U /", "a URL is not supported yet"),
+        ("COPY git@h:f /", "can't be a git repository"),
+        ("ADD --checksum=sha256:0 https://h/f /", "64 hexadecimal digits"),
+        ("ADD --checksum=sha512:0 https://h/f /", "64 hexadecimal digits"),
+        ("ADD --checksum=sha256:0 f /", "needs a URL"),
+        ("ADD --checksum=abcdef0 https://h/a.git https://h/f /", "several sources"),
+        ("ADD --checksum=xyz https://h/a.git /", "no commit"),
+        ("ADD --checksum=abcdef0 https://h/a.git?commit=1234567 /", "differ"),
+        ("ADD https://h/a.git?colour=red /", "no key of a repository"),
     ] {
         let message = error(body).message().to_owned();
         assert!(message.contains(part), "{body}: {message}");
     }
+}
+
+#[test]
+fn the_first_ssh_mount_is_the_agent_of_its_run() {
+    let made = steps(
+        "FROM i\nRUN --mount=type=ssh --mount=type=ssh,id=b x\n\
+         ENV SSH_AUTH_SOCK=/own\nRUN --mount=type=ssh,target=/s x",
+    );
+    let all = runs(&made);
+    let targets: Vec<&str> = all[0].mounts.iter().map(|mount| mount.target.as_str()).collect();
+    assert_eq!(targets, ["/run/buildkit/ssh_agent.0", "/run/buildkit/ssh_agent.1"]);
+    let socket = |run: &RunStep| {
+        let found = run.environment.iter().find(|(name, _)| name == "SSH_AUTH_SOCK");
+        found.map(|(_, value)| value.clone())
+    };
+    assert_eq!(socket(all[0]).as_deref(), Some("/run/buildkit/ssh_agent.0"));
+    assert_eq!(socket(all[1]).as_deref(), Some("/own"));
 }
 
 #[test]

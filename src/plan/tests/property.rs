@@ -78,7 +78,7 @@ proptest! {
             let _ = signal::is_valid(text);
             let _ = directory::join_destination(text, text);
             let around =
-                mount::Surroundings { stages: &[], directory: "/", namespace: Some(text) };
+                mount::Surroundings { stages: &[], contexts: &Contexts::default(), directory: "/", namespace: Some(text) };
             for kind in ["bind", "cache", "tmpfs", "secret"] {
                 if let Ok(fields) = mount::fields(&format!("type={kind},{text}")) {
                     let _ = mount::build(&fields, &around);

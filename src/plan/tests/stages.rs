@@ -224,3 +224,30 @@ fn doubtful_from_lines_are_warned_of() {
     let plan = try_plan("ARG X\nFROM $X", &options).expect("plans");
     assert_eq!(rules(&plan.warnings), ["InvalidDefaultArgInFrom"]);
 }
+
+#[test]
+fn a_named_context_replaces_stages_and_images() {
+    let mut contexts = Contexts::default();
+    contexts.insert("build", named::NamedContext::Files);
+    contexts.insert("debian", named::NamedContext::Image("mirror/debian:1".to_owned()));
+    let text = "FROM debian:latest AS build\nRUN x\nFROM debian\nCOPY --from=build a b\n\
+                COPY --from=debian a b\nRUN --mount=from=other,target=/t x";
+    let options = Options { contexts, ..options() };
+    let plan = try_plan(text, &options).expect("valid");
+    let build = &plan.stages[0];
+    assert_eq!((&build.base, build.files.as_deref()), (&Base::Scratch, Some("build")));
+    assert!(build.instructions.is_empty());
+    assert_eq!(plan.stages[1].base, Base::Image("mirror/debian:1".to_owned()));
+    let steps = plan.steps(0, &BaseState::scratch()).expect("valid").steps;
+    assert_eq!(steps.len(), 1, "the files of the context");
+    let steps = plan.steps(1, &BaseState::scratch()).expect("valid").steps;
+    let origins: Vec<_> = steps
+        .iter()
+        .filter_map(|step| match &step.action {
+            Action::Copy(copy) => Some(copy.origin.clone()),
+            _ => None,
+        })
+        .collect();
+    let image = step::Origin::Image("mirror/debian:1".to_owned());
+    assert_eq!(origins, [step::Origin::Stage(0), image]);
+}
