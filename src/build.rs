@@ -10,9 +10,12 @@
 mod ahead;
 pub mod base;
 mod cache_dir;
+pub mod call;
 mod client;
+mod delivery;
 mod error;
 pub mod explain;
+mod foreign;
 mod in_place;
 pub mod inferred;
 pub mod inputs;
@@ -28,13 +31,14 @@ pub mod report;
 pub mod request;
 mod shared;
 pub mod shared_cache;
+mod single;
 pub mod slot;
 pub mod stage;
+pub mod survey;
 mod tail;
 mod turn;
 mod warm;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -60,12 +64,15 @@ use crate::ignore::Matcher;
 use crate::image::Assemble;
 use crate::image::Assembled;
 use crate::image::BaseImage;
+use crate::image::Format;
 use crate::image::LayerRow;
 use crate::image::Row;
+use crate::image::annotation::Place;
 use crate::layer::compress::Compression;
 use crate::oci::descriptor::Descriptor;
 use crate::oci::digest::Digest;
 use crate::oci::media_type;
+use crate::oci::platform::Platform;
 use crate::path::RootPath;
 use crate::plan;
 use crate::plan::Plan;
@@ -77,6 +84,8 @@ use base::Base;
 use base::Bases;
 use cache_dir::CacheDir;
 use client::LazyClient;
+use delivery::Delivery;
+use delivery::Made;
 use layers::Workshop;
 use publish::Uploads;
 use remote::Remotes;
@@ -135,16 +144,17 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
     if let Some(below) = &request.context_sub_path {
         context = context.below(&RootPath::clamped(below.as_bytes()).unwrap_or_default())?;
     }
-    let (dockerfile, ignore) = read_dockerfile(request.dockerfile.as_deref(), &context)?;
-    for warning in &dockerfile.warnings {
-        let place = dockerfile::Error::at(&dockerfile, warning.span, &warning.message);
-        crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
-    }
+    let (dockerfile, ignore) = read_dockerfile(request, request.dockerfile.as_deref(), &context)?;
     let client = LazyClient::new(request.registry.clone(), request.credentials.clone());
     let bases = Bases::new(Arc::new(client), Arc::clone(store));
-    let plan = plan_stages(request, &dockerfile, &bases, crew)?;
-    let clamp = request.source_date_epoch.or(plan.source_date_epoch);
-    for name in request.unknown_in_filter(&plan) {
+    let mut plans = Vec::with_capacity(request.platforms.len());
+    for platform in &request.platforms {
+        let plan = plan_stages(request, platform, &dockerfile, &bases)?;
+        let steps = survey::lint(&plan, &bases, &ignore, crew)?;
+        foreign::check(&plan, &steps, &request.build_platform.architecture, store)?;
+        plans.push(plan);
+    }
+    for name in plans.first().map(|plan| request.unknown_in_filter(plan)).unwrap_or_default() {
         crew.observer
             .observe(Progress::Warning(format!("--no-cache-filter: no stage is called {name}")));
     }
@@ -154,12 +164,11 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
         dockerfile: &dockerfile,
         ignore: &ignore,
         context: &context,
-        plan: &plan,
+        plans: &plans,
         bases: &bases,
         remotes: &remotes,
         store,
         cache,
-        clamp,
     };
     let repo = ready.repo();
     let result = ready.attempt(repo.as_ref());
@@ -187,12 +196,12 @@ struct Ready<'a> {
     dockerfile: &'a Dockerfile,
     ignore: &'a Matcher,
     context: &'a Context,
-    plan: &'a Plan,
+    /// One for each platform.
+    plans: &'a [Plan],
     bases: &'a Bases,
     remotes: &'a Remotes,
     store: &'a Arc<Store>,
     cache: &'a Arc<Cache>,
-    clamp: Option<i64>,
 }
 
 impl Ready<'_> {
@@ -211,14 +220,19 @@ impl Ready<'_> {
         )))
     }
 
-    fn workshop(&self, repo: Option<&Arc<SharedCache>>) -> Workshop {
+    /// The latest time that an image of `plan` may carry.
+    fn epoch(&self, plan: &Plan) -> Option<i64> {
+        plan.source_date_epoch.or(self.request.source_date_epoch)
+    }
+
+    fn workshop(&self, plan: &Plan, repo: Option<&Arc<SharedCache>>) -> Workshop {
         Workshop {
             store: Arc::clone(self.store),
             cache: Arc::clone(self.cache),
             repo: repo.cloned(),
             compression: self.request.compression,
             media_type: layer_media_type(self.request.compression).to_owned(),
-            clamp: self.clamp,
+            clamp: self.epoch(plan).filter(|_| self.request.rewrite_timestamp),
             threads: self.request.threads,
             ttl: self.request.cache_limits.ttl_seconds(),
         }
@@ -227,6 +241,7 @@ impl Ready<'_> {
     fn shared<'b>(
         &'b self,
         mode: Mode,
+        plan: &'b Plan,
         workshop: &'b Workshop,
         uploads: Option<&'b Uploads<'b>>,
     ) -> Shared<'b> {
@@ -234,7 +249,8 @@ impl Ready<'_> {
             self.request,
             mode,
             self.dockerfile,
-            self.plan,
+            plan,
+            self.epoch(plan),
             self.context,
             self.ignore.clone(),
             workshop,
@@ -248,68 +264,94 @@ impl Ready<'_> {
     /// Fetches what the shared cache has of the steps, running none.
     fn fetch_steps(&self, mode: Mode) -> Result<(), Error> {
         let Some(repo) = self.repo() else { return Ok(()) };
-        let workshop = self.workshop(Some(&repo));
-        let shared = self.shared(mode, &workshop, None);
-        let walked = shared.run_stages();
-        shared.save_context_digests();
-        repo.fetch_hits(self.crew.observer)?;
-        if let Some(reason) = repo.trouble() {
-            return Err(Error::SharedCache(reason));
+        for plan in self.plans {
+            let workshop = self.workshop(plan, Some(&repo));
+            let shared = self.shared(mode, plan, &workshop, None);
+            let walked = shared.run_stages();
+            shared.save_context_digests();
+            repo.fetch_hits(self.crew.observer)?;
+            if let Some(reason) = repo.trouble() {
+                return Err(Error::SharedCache(reason));
+            }
+            repo.tell(self.crew.observer);
+            match walked {
+                Err(error) if !matches!(error.cause(), Error::NotCached) => return Err(error),
+                _ => {}
+            }
         }
-        repo.tell(self.crew.observer);
-        match walked {
-            Err(error) if !matches!(error.cause(), Error::NotCached) => Err(error),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Builds and delivers, with the help of `repo`.
     fn attempt(&self, repo: Option<&Arc<SharedCache>>) -> Result<Report, Error> {
-        let Self { request, crew, dockerfile, plan, bases, clamp, .. } = *self;
-        let workshop = self.workshop(repo);
+        let Self { request, crew, dockerfile, plans, bases, .. } = *self;
         let uploads = (request.push && !request.destinations.is_empty()).then(|| {
-            Uploads::new(bases, request.destinations.clone(), request.check_push, crew.observer)
+            let destinations = request.destinations.clone();
+            let (check, immutable) = (request.check_push, request.ignore_immutable_tags);
+            Uploads::new(bases, destinations, check, immutable, crew.observer)
         });
-        let shared = self.shared(Mode::Build, &workshop, uploads.as_ref());
-
-        let built = shared.run_stages();
-        shared.save_context_digests();
-        let left = shared.leave_root(built.as_deref().ok());
-        let image = built.and_then(|finished| {
-            let image = assemble(request, plan, &finished, clamp)?;
-            Ok((finished, image))
-        });
-        let (finished, image) = image.map_err(|error| error.at_layer(dockerfile))?;
-        left?;
+        let mut made = Vec::with_capacity(plans.len());
+        let mut steps = Vec::new();
+        let mut counted = 0;
+        for plan in plans {
+            let workshop = self.workshop(plan, repo);
+            let shared = self.shared(Mode::Build, plan, &workshop, uploads.as_ref());
+            shared.count_from(counted);
+            let image = make(&shared, plan, self.epoch(plan));
+            made.push(image.map_err(|error| error.at_layer(dockerfile))?);
+            counted = shared.counted();
+            steps.extend(shared.reports());
+        }
+        let delivery = Delivery::new(request, bases, made);
         let pushed = match &uploads {
-            Some(uploads) => uploads.publish(
-                &image,
-                finished.base.as_deref(),
-                finished.misses > 0,
-                repo.map(|repo| &**repo),
-            )?,
+            Some(uploads) => uploads.publish(&delivery, repo.map(|repo| &**repo))?,
             None => Vec::new(),
         };
         if let Some(repo) = repo.filter(|_| request.oci_layout.is_some() || request.tar.is_some()) {
-            let layers: Vec<Digest> = image.layers.iter().map(|layer| layer.digest).collect();
+            let images = delivery.made.iter().map(|made| &made.image);
+            let layers: Vec<Digest> =
+                images.flat_map(|image| &image.layers).map(|layer| layer.digest).collect();
             repo.fetch_all(&layers, false, crew.observer)?;
         }
-        let steps = shared.reports();
-        outputs::write(request, &image, finished.base.as_deref(), bases, &steps)?;
+        outputs::write(request, &delivery, bases, &steps)?;
         Ok(Report {
             steps,
-            manifest: image.manifest.digest,
-            config: image.config.digest,
+            manifest: delivery.top().digest,
+            config: delivery.first().image.config.digest,
             pushed,
-            misses: finished.misses,
+            misses: delivery.misses(),
         })
     }
 }
 
+/// Runs the stages of one platform and puts its image together.
+fn make(shared: &Shared<'_>, plan: &Plan, epoch: Option<i64>) -> Result<Made, Error> {
+    let built = shared.run_stages();
+    shared.save_context_digests();
+    let left = shared.leave_root(built.as_deref().ok());
+    let finished = built?;
+    let finished = match shared.request.single_snapshot {
+        true => Arc::new(single::merge(shared, &finished)?),
+        false => finished,
+    };
+    let image = assemble(shared.request, plan, &finished, epoch)?;
+    left?;
+    Ok(Made {
+        platform: plan.stages[plan.target].platform.clone(),
+        image,
+        base: finished.base.clone(),
+        misses: finished.misses,
+    })
+}
+
 /// Reads the Dockerfile and the ignore rules that go with it.
-fn read_dockerfile(name: Option<&str>, context: &Context) -> Result<(Dockerfile, Matcher), Error> {
+fn read_dockerfile(
+    request: &Request,
+    name: Option<&str>,
+    context: &Context,
+) -> Result<(Dockerfile, Matcher), Error> {
     let file = context.dockerfile(name, Path::new("."))?;
-    let dockerfile = dockerfile::parse(&file.name, &file.text)?;
+    let dockerfile = dockerfile::parse_with(&file.name, &file.text, request.overrides.clone())?;
     let ignore = match &file.ignore {
         Some(rules) => Matcher::parse(&rules.text)
             .map_err(|source| Error::Ignore { file: rules.name.clone(), source })?,
@@ -318,31 +360,15 @@ fn read_dockerfile(name: Option<&str>, context: &Context) -> Result<(Dockerfile,
     Ok((dockerfile, ignore))
 }
 
-/// What the caller decides about a plan.
-fn plan_options(request: &Request) -> plan::Options {
-    plan::Options {
-        build_args: request.build_args.clone(),
-        target: request.target.clone(),
-        platform: request.platform.clone(),
-        build_platform: request.build_platform.clone(),
-        contexts: request.contexts.clone(),
-        network: request.network,
-    }
-}
-
 /// Plans the stages. Triggers out of base images may name further stages, so bases
 /// are resolved (not fetched) until nothing new turns up.
 fn plan_stages(
     request: &Request,
+    platform: &Platform,
     dockerfile: &Dockerfile,
     bases: &Bases,
-    crew: &Crew<'_>,
 ) -> Result<Plan, Error> {
-    let mut plan = plan::plan(dockerfile, &plan_options(request))?;
-    for warning in &plan.warnings {
-        let place = dockerfile::Error::at(dockerfile, warning.span, &warning.message);
-        crew.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
-    }
+    let mut plan = plan::plan(dockerfile, &plan_options(request, platform))?;
     let mut seen = Vec::new();
     loop {
         let next = plan.needed.iter().copied().find(|index| !seen.contains(index));
@@ -358,12 +384,24 @@ fn plan_stages(
     }
 }
 
+/// What planning needs to know of the request.
+fn plan_options(request: &Request, platform: &Platform) -> plan::Options {
+    plan::Options {
+        build_args: request.build_args.clone(),
+        target: request.target.clone(),
+        platform: platform.clone(),
+        build_platform: request.build_platform.clone(),
+        contexts: request.contexts.clone(),
+        network: request.network,
+    }
+}
+
 /// Puts config and manifest together. Waits for layers on their way.
 fn assemble(
     request: &Request,
     plan: &Plan,
     finished: &Finished,
-    clamp: Option<i64>,
+    epoch: Option<i64>,
 ) -> Result<Assembled, Error> {
     let mut rows = Vec::with_capacity(finished.rows.len());
     for row in &finished.rows {
@@ -383,6 +421,7 @@ fn assemble(
     let base: Option<&Base> = finished.base.as_deref();
     let layers: Vec<Descriptor> =
         base.iter().flat_map(|base| &base.layers).map(|layer| layer.descriptor.clone()).collect();
+    let platform = &plan.stages[plan.target].platform;
     Ok(crate::image::assemble(&Assemble {
         base: base.map(|base| BaseImage {
             config: &base.config,
@@ -391,12 +430,13 @@ fn assemble(
         }),
         config: &finished.steps.config,
         author: finished.steps.author.as_deref(),
-        platform: &plan.stages[plan.target].platform,
+        platform,
         rows: &rows,
         labels: &request.labels,
-        annotations: &BTreeMap::new(),
-        format: request.format,
-        epoch: clamp,
+        annotations: &request.annotations.at(Place::Manifest, platform),
+        // Attestations are OCI's, and so is an index that holds them.
+        format: request.format.or(request.provenance.is_some().then_some(Format::Oci)),
+        epoch,
     })?)
 }
 

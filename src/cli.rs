@@ -4,9 +4,11 @@
 //! that prints. The same binary is `yadokari` and, by the name it is called,
 //! kaniko's `executor` or `warmer`.
 
+mod attest;
 pub mod cache;
 mod cache_limits;
 pub mod cache_mount;
+mod call;
 mod doctor;
 pub mod flags;
 mod interrupt;
@@ -15,6 +17,7 @@ mod logging;
 mod report;
 mod request;
 mod screen;
+mod steering;
 mod warm;
 
 use std::ffi::OsString;
@@ -31,6 +34,8 @@ use crate::build::Later;
 use crate::build::Observer;
 use crate::build::Progress;
 use crate::build::Report;
+use crate::build::Request;
+use crate::build::call::Question;
 use crate::sandbox::Cancel;
 use crate::sandbox::Namespaces;
 use flags::Build;
@@ -93,12 +98,26 @@ fn run_build(flags: &Build) -> ExitCode {
     logging::start(log.verbosity, log.log_format, reporter.screen());
     let variable = |name: &str| std::env::var(name).ok();
     let mut request = match request::resolve(flags, &variable) {
-        Ok(request) => request,
+        Ok(mut request) => {
+            request.credentials.add_variables(std::env::vars());
+            request
+        }
         Err(error) => {
             reporter.error(&error.to_string(), None);
             return ExitCode::from(FAILURE);
         }
     };
+    let call = match call::Call::read(flags.call.as_deref(), flags.check) {
+        Ok(call) => call,
+        Err(error) => {
+            reporter.error(&error, None);
+            return ExitCode::from(FAILURE);
+        }
+    };
+    let question = call.question.or(flags.dryrun.then_some(Question::Plan));
+    if let Some(question) = question {
+        return answer(&reporter, &request, question, call);
+    }
     // Before any thread: everything we mount is seen by us and our children alone,
     // and goes when we go, however we end.
     match ladder::choose(flags, &request, &variable) {
@@ -137,6 +156,7 @@ fn run_build(flags: &Build) -> ExitCode {
     };
     let built = build::build(&request, &crew);
     reporter.screen().close();
+    reporter.findings();
     let code = match built {
         Ok(report) => {
             tell(&reporter, &report);
@@ -146,6 +166,56 @@ fn run_build(flags: &Build) -> ExitCode {
     };
     later.run(&reporter, &interrupted);
     code
+}
+
+/// Answers `--check` and `--call`: nothing is built, and nothing can be interrupted
+/// that would leave something behind.
+fn answer(
+    reporter: &Reporter,
+    request: &Request,
+    question: Question,
+    call: call::Call,
+) -> ExitCode {
+    let cancel = match Cancel::new() {
+        Ok(cancel) => Arc::new(cancel),
+        Err(error) => {
+            reporter.error(&format!("cannot start: {error}"), None);
+            return ExitCode::from(FAILURE);
+        }
+    };
+    let runner = Namespaces::of_this_program();
+    let interrupted = AtomicBool::new(false);
+    let later = Later::default();
+    let crew = Crew {
+        observer: reporter,
+        runner: &runner,
+        cancel,
+        interrupted: &interrupted,
+        later: &later,
+    };
+    match build::call::ask(request, question, &crew) {
+        Ok(answer) => {
+            print(&call::render(&answer, call.json));
+            let failed = call::is_bad(&answer) && !call.ignore_status;
+            ExitCode::from(if failed { FAILURE } else { 0 })
+        }
+        Err(error) => {
+            if call.json && question == Question::Check {
+                let message = build::chain(&error);
+                let value = serde_json::json!({
+                    "warnings": [], "sources": [], "error": { "message": message },
+                });
+                print(&format!("{value:#}\n"));
+            }
+            fail(reporter, &error)
+        }
+    }
+}
+
+/// To standard output; a closed pipe is no reason to panic.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
 fn tell(reporter: &Reporter, report: &Report) {
@@ -192,12 +262,6 @@ fn hint(cause: &build::Error) -> Option<String> {
         build::Error::Denied(error) => error.hint(),
         other => other.registry()?.hint(),
     }
-}
-
-/// To standard output; a reader that went away is no error.
-fn print(text: &str) {
-    use std::io::Write;
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
 fn eprintln(text: &str) {

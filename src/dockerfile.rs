@@ -14,6 +14,7 @@
 pub mod directives;
 pub mod duration;
 pub mod error;
+pub mod excerpt;
 pub mod expand;
 mod flags;
 mod heredoc;
@@ -21,10 +22,12 @@ pub mod instruction;
 mod lines;
 mod lint;
 mod parse;
+pub mod rules;
 pub mod suggest;
 mod words;
 
 pub use directives::Check;
+pub use directives::is_known_syntax;
 pub use error::Error;
 pub use expand::ExpandError;
 pub use expand::Expanded;
@@ -38,5 +41,7 @@ pub use instruction::InstructionKind;
 pub use instruction::Span;
 pub use instruction::Warning;
 pub use instruction::Word;
+pub use parse::Overrides;
 pub use parse::parse;
 pub use parse::parse_trigger;
+pub use parse::parse_with;

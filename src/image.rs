@@ -6,8 +6,11 @@
 //! encodes it. Equal inputs give equal bytes; nothing here asks for the time.
 //! [`fn@validate`] takes an image apart again and recomputes everything in it.
 
+pub mod annotation;
+pub mod index;
 mod json;
 mod media;
+pub mod provenance;
 mod validate;
 
 use std::collections::BTreeMap;

@@ -9,6 +9,7 @@
 mod add;
 mod docker_archive;
 mod error;
+mod index;
 mod read;
 mod write;
 
@@ -21,6 +22,8 @@ pub use docker_archive::UNSET_NAME;
 pub use docker_archive::save_docker_archive;
 pub use docker_archive::write_docker_archive;
 pub use error::Error;
+pub use index::IndexImage;
+pub use index::write_index;
 pub use read::Blob;
 pub use read::Layout;
 pub use write::write;

@@ -23,6 +23,7 @@ mod lint;
 mod metadata;
 mod mount;
 pub mod named;
+pub mod outline;
 mod run;
 mod scope;
 mod signal;
@@ -50,6 +51,7 @@ pub use scope::Scope;
 pub use stage::Base;
 pub use stage::Stage;
 pub use steps::BaseState;
+pub use steps::Declared;
 pub use steps::Steps;
 
 /// What the caller decides about a build.
@@ -69,6 +71,20 @@ pub struct Options {
     pub contexts: Contexts,
     /// `--network`: that of every RUN without one of its own.
     pub network: step::Network,
+}
+
+impl Options {
+    /// A build on `platform` for itself, with nothing else said.
+    pub fn new(platform: Platform) -> Self {
+        Self {
+            build_args: Vec::new(),
+            target: None,
+            build_platform: platform.clone(),
+            platform,
+            contexts: Contexts::default(),
+            network: step::Network::Default,
+        }
+    }
 }
 
 /// The stages of a Dockerfile and which of them are needed.

@@ -21,6 +21,7 @@ mod push;
 mod retry;
 mod site;
 mod transport;
+mod well_known;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -42,6 +43,7 @@ pub use error::{Error, Refusal, Subject, Unreachable};
 pub use keychain::{Environment, Keychain};
 pub use pull::{BlobReader, Fetched, Resolved};
 pub use push::Pushed;
+pub use well_known::WellKnown;
 
 use auth::{Access, Authorizer};
 use retry::Policy;

@@ -34,6 +34,7 @@
 
 mod child;
 mod error;
+mod foreign;
 mod in_place;
 mod init;
 mod mounts;
@@ -47,6 +48,7 @@ pub use child::CHILD_NAME;
 pub use child::child_main_if_asked;
 pub use error::Error;
 pub use error::Operation;
+pub use foreign::runs_here;
 pub use namespaces::Cancel;
 pub use namespaces::Namespaces;
 pub use recorder::Recorder;

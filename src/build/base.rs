@@ -65,6 +65,8 @@ pub struct Base {
     pub layers: Vec<BaseLayer>,
     /// Media type of its manifest.
     pub media_type: String,
+    /// Of its manifest.
+    pub digest: Digest,
     /// Where its blobs are.
     pub origin: Origin,
 }
@@ -114,6 +116,17 @@ impl Bases {
         });
         resolved.insert(id, Arc::clone(&base));
         Ok(base)
+    }
+
+    /// What was resolved for `platform` so far, by name.
+    pub fn resolved(&self, platform: &Platform) -> Vec<(String, Arc<Base>)> {
+        let platform = platform.to_string();
+        let resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        resolved
+            .iter()
+            .filter(|((_, of), _)| *of == platform)
+            .map(|((name, _), base)| (name.clone(), Arc::clone(base)))
+            .collect()
     }
 
     fn registry_image(&self, name: &str, platform: &Platform) -> Result<Base, Error> {
@@ -361,7 +374,8 @@ fn assemble(
             diff_id: *diff_id,
         })
         .collect();
-    Ok(Base { config, layers, media_type: kind.to_owned(), origin })
+    let digest = Digest::of(bytes);
+    Ok(Base { config, layers, media_type: kind.to_owned(), digest, origin })
 }
 
 /// Passes bytes on and keeps a copy; at the end of whoever reads, the rest is read

@@ -37,6 +37,23 @@ pub enum Error {
         /// The cause.
         source: Box<Error>,
     },
+    /// Lint findings, and the Dockerfile wants them to be errors.
+    #[error("lint violation found for rules: {rules}")]
+    Lint {
+        /// Their names.
+        rules: String,
+    },
+    /// A RUN for another architecture, which this machine can't execute.
+    #[error(
+        "this RUN is for {platform}, and programs for it don't run on this {host} machine: register \
+         an interpreter with binfmt_misc (flag F), or build this stage `FROM --platform=$BUILDPLATFORM`"
+    )]
+    Foreign {
+        /// Of the stage.
+        platform: String,
+        /// Our architecture.
+        host: String,
+    },
     /// A stage that others need failed.
     #[error(transparent)]
     Stage(Arc<Error>),

@@ -203,23 +203,7 @@ impl Drop for Writer {
 
 impl Workshop {
     fn write(&self, job: Job) -> Result<LayerFacts, LayerError> {
-        let tar = self.store.layer_writer().map_err(LayerError::new)?;
-        let blob = self.store.blob_writer().map_err(LayerError::new)?;
-        let compressor =
-            Compressor::new(blob, self.compression, self.threads.get()).map_err(LayerError::new)?;
-        let mut both = Both { tar: BufWriter::with_capacity(TAR_BUFFER, tar), compressor };
-        let options = layer::WriteOptions { clamp: self.clamp };
-        let written = layer::write(&job.set, &options, &mut both).map_err(LayerError::new)?;
-        let blob = both.compressor.finish().map_err(LayerError::new)?;
-        let tar = both.tar.into_inner().map_err(|error| LayerError::new(error.into_error()))?;
-
-        let (digest, size) = blob.commit(None).map_err(LayerError::new)?;
-        tar.commit(&written.diff_id, &written.index).map_err(LayerError::new)?;
-        let facts = LayerFacts {
-            diff_id: written.diff_id,
-            descriptor: Descriptor::new(self.media_type.clone(), digest, size),
-            created: job.created,
-        };
+        let facts = self.write_set(&job.set, job.created)?;
         self.record(&job, &facts)?;
         // From here on the root reads the files out of the layer, and the change
         // set's own copies can go. Failing that costs only space.
@@ -228,6 +212,30 @@ impl Workshop {
             Err(error) => tracing::debug!(%error, "layer not opened for the root"),
         }
         Ok(facts)
+    }
+
+    /// Writes a change set as a layer and as a blob; no record is made.
+    ///
+    /// # Errors
+    /// Those of the store, of the contents, and of what no layer can hold.
+    pub fn write_set(&self, set: &ChangeSet, created: Timestamp) -> Result<LayerFacts, LayerError> {
+        let tar = self.store.layer_writer().map_err(LayerError::new)?;
+        let blob = self.store.blob_writer().map_err(LayerError::new)?;
+        let compressor =
+            Compressor::new(blob, self.compression, self.threads.get()).map_err(LayerError::new)?;
+        let mut both = Both { tar: BufWriter::with_capacity(TAR_BUFFER, tar), compressor };
+        let options = layer::WriteOptions { clamp: self.clamp };
+        let written = layer::write(set, &options, &mut both).map_err(LayerError::new)?;
+        let blob = both.compressor.finish().map_err(LayerError::new)?;
+        let tar = both.tar.into_inner().map_err(|error| LayerError::new(error.into_error()))?;
+
+        let (digest, size) = blob.commit(None).map_err(LayerError::new)?;
+        tar.commit(&written.diff_id, &written.index).map_err(LayerError::new)?;
+        Ok(LayerFacts {
+            diff_id: written.diff_id,
+            descriptor: Descriptor::new(self.media_type.clone(), digest, size),
+            created,
+        })
     }
 
     /// The layer that a record names, if the store still has it as the image needs
@@ -377,6 +385,23 @@ pub(super) fn compressed_put(
 /// The clock, in seconds since 1970.
 fn now() -> i64 {
     jiff::Timestamp::now().as_second()
+}
+
+/// A record of a layer that no step made by itself.
+pub fn record_of(facts: &LayerFacts, definition: Key, empty: bool) -> StepRecord {
+    StepRecord {
+        diff_id: *facts.diff_id.as_bytes(),
+        compressed: Some(compressed(&facts.descriptor)),
+        created: facts.created.seconds,
+        created_nanoseconds: facts.created.nanoseconds,
+        empty,
+        definition,
+        content: None,
+        hint: None,
+        duration_ms: 0,
+        stored: now(),
+        inputs: Vec::new(),
+    }
 }
 
 /// What a record says of a layer.

@@ -9,12 +9,13 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use super::Error;
-use super::base::Base;
 use super::base::Bases;
+use super::delivery::Delivery;
+use super::delivery::Made;
 use super::report;
 use super::report::StepReport;
 use super::request::Request;
-use crate::image::Assembled;
+use crate::image::index::AssembledIndex;
 use crate::layout;
 use crate::oci::digest::Digest;
 use crate::oci::reference::Reference;
@@ -25,16 +26,18 @@ use crate::oci::reference::Reference;
 /// Those of the disk, and of fetching layers of the base image.
 pub(super) fn write(
     request: &Request,
-    image: &Assembled,
-    base: Option<&Base>,
+    delivery: &Delivery,
     bases: &Bases,
     steps: &[StepReport],
 ) -> Result<(), Error> {
+    let image = &delivery.first().image;
     if request.oci_layout.is_some() || request.tar.is_some() {
-        bases.store.put_blob(&image.config_json)?;
-        for layer in base.iter().flat_map(|base| &base.layers) {
+        for Made { image, base, .. } in &delivery.made {
+            bases.store.put_blob(&image.config_json)?;
             if let Some(base) = base {
-                bases.ensure_blob(base, layer)?;
+                for layer in &base.layers {
+                    bases.ensure_blob(base, layer)?;
+                }
             }
         }
     }
@@ -56,7 +59,13 @@ pub(super) fn write(
             .destinations
             .first()
             .map(|reference| reference.tag().unwrap_or("latest").to_owned());
-        layout::write(directory, &whole, tag.as_deref(), &open)?;
+        match &delivery.index {
+            None => layout::write(directory, &whole, tag.as_deref(), &open)?,
+            Some(index) => {
+                let whole = with_everything(delivery, index);
+                layout::write_index(directory, &whole, tag.as_deref(), &open)?;
+            }
+        }
     }
     if let Some(path) = &request.tar {
         let names: Vec<String> = request.destinations.iter().map(with_tag).collect();
@@ -68,7 +77,7 @@ pub(super) fn write(
             out.flush()
         })?;
     }
-    let digest = image.manifest.digest;
+    let digest = delivery.top().digest;
     if let Some(path) = &request.digest_file {
         replace(path, |out| write!(out, "{digest}"))?;
     }
@@ -90,6 +99,23 @@ pub(super) fn write(
         replace(path, |out| out.write_all(lines(with_tag).as_bytes()))?;
     }
     Ok(())
+}
+
+/// The index and all that it leads to.
+fn with_everything(delivery: &Delivery, index: &AssembledIndex) -> layout::IndexImage {
+    let mut documents = Vec::new();
+    let mut blobs = Vec::new();
+    for Made { image, .. } in &delivery.made {
+        documents.push((image.manifest.clone(), image.manifest_json.clone()));
+        documents.push((image.config.clone(), image.config_json.clone()));
+        blobs.extend(image.layers.iter().cloned());
+    }
+    for attestation in &delivery.attestations {
+        documents.push((attestation.manifest.clone(), attestation.manifest_json.clone()));
+        documents.extend(attestation.blobs.iter().cloned());
+    }
+    let index = (index.descriptor.clone(), index.json.clone());
+    layout::IndexImage { index, documents, blobs }
 }
 
 /// `registry/repository:tag`.

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::explain::MissReason;
+use super::survey::Finding;
 
 /// Number of a step in one build, from 1; 0 for what belongs to no step.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -80,8 +81,10 @@ pub enum Progress {
         /// The reasons, at least one.
         reasons: Vec<MissReason>,
     },
-    /// Something went another way than the best one: a fallback, a lint finding.
+    /// Something went another way than the best one: a fallback.
     Warning(String),
+    /// What the lint rules find in the Dockerfile; once, before the first step.
+    Findings(Vec<Finding>),
     /// Something worth a line: a base image pulled, an image pushed.
     Note(String),
 }

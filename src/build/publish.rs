@@ -17,6 +17,8 @@ use super::Error;
 use super::base::Base;
 use super::base::Bases;
 use super::base::Origin;
+use super::delivery::Delivery;
+use super::delivery::Made;
 use super::layers::LayerSlot;
 use super::progress::Observer;
 use super::shared_cache::SharedCache;
@@ -34,6 +36,8 @@ const UPLOADS: usize = 4;
 pub struct Uploads<'a> {
     inner: Arc<Inner>,
     bases: &'a Bases,
+    /// A tag that may not be moved is left where it is.
+    ignore_immutable: bool,
     observer: &'a dyn Observer,
     jobs: Mutex<Option<mpsc::Sender<LayerSlot>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -66,6 +70,7 @@ impl<'a> Uploads<'a> {
         bases: &'a Bases,
         destinations: Vec<Reference>,
         check: bool,
+        ignore_immutable: bool,
         observer: &'a dyn Observer,
     ) -> Self {
         Self {
@@ -78,6 +83,7 @@ impl<'a> Uploads<'a> {
                 denied: Mutex::default(),
             }),
             bases,
+            ignore_immutable,
             observer,
             jobs: Mutex::default(),
             threads: Mutex::default(),
@@ -126,27 +132,70 @@ impl<'a> Uploads<'a> {
         self.inner.denied.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Brings the image to every destination.
+    /// Brings what was built to every destination.
     ///
     /// # Errors
     /// The first push's that failed.
-    pub fn publish(
+    pub(super) fn publish(
         &self,
-        image: &Assembled,
-        base: Option<&Base>,
-        changed: bool,
+        delivery: &Delivery,
         repo: Option<&SharedCache>,
     ) -> Result<Vec<Pushed>, Error> {
         self.stop();
         let mut pushed = Vec::new();
         for (number, destination) in self.inner.destinations.iter().enumerate() {
-            let unchanged = !changed && self.inner.has(destination, &image.manifest.digest)?;
+            let unchanged =
+                delivery.misses() == 0 && self.inner.has(destination, &delivery.top().digest)?;
             if !unchanged {
-                self.push_one(number, destination, image, base, repo)?;
+                self.push_all(number, destination, delivery, repo).or_else(
+                    |error| match error {
+                        // The tag is taken, and whoever pushed it first was as good as we.
+                        Error::Registry(refused)
+                            if self.ignore_immutable && refused.is_immutable_tag() =>
+                        {
+                            tracing::debug!(error = %refused, "tag is immutable");
+                            Ok(())
+                        }
+                        other => Err(other),
+                    },
+                )?;
             }
             pushed.push(Pushed { destination: destination.clone(), unchanged });
         }
         Ok(pushed)
+    }
+
+    /// The images, what is attested about them, and the index last: it names them.
+    fn push_all(
+        &self,
+        number: usize,
+        destination: &Reference,
+        delivery: &Delivery,
+        repo: Option<&SharedCache>,
+    ) -> Result<(), Error> {
+        let Some(index) = &delivery.index else {
+            let Made { image, base, .. } = delivery.first();
+            return self.push_one(number, destination, image, base.as_deref(), repo);
+        };
+        let client = self.inner.client.get()?;
+        for Made { image, base, .. } in &delivery.made {
+            let place = destination.with_digest(image.manifest.digest);
+            self.push_one(number, &place, image, base.as_deref(), repo)?;
+        }
+        for attestation in &delivery.attestations {
+            for (blob, bytes) in &attestation.blobs {
+                self.inner.store.put_blob(bytes)?;
+                self.inner.push(number, blob, &[])?;
+            }
+            let place = destination.with_digest(attestation.manifest.digest);
+            client.push_manifest(
+                &place,
+                &attestation.manifest.media_type,
+                &attestation.manifest_json,
+            )?;
+        }
+        client.push_manifest(destination, &index.descriptor.media_type, &index.json)?;
+        Ok(())
     }
 
     fn push_one(

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::Error;
 use crate::collect::Limits;
+use crate::dockerfile::Overrides;
 use crate::image::Format;
+use crate::image::annotation::Annotations;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
@@ -199,10 +201,18 @@ pub struct Request {
     pub build_args: Vec<(String, Option<String>)>,
     /// `--target`.
     pub target: Option<String>,
+    /// What build arguments say in place of the file's own directives.
+    pub overrides: Overrides,
+    /// An image index even for a single platform.
+    pub index: bool,
     /// `--label`s.
     pub labels: Vec<(String, String)>,
-    /// Platform to build for.
+    /// Platform to build for; of several, the first.
     pub platform: Platform,
+    /// All platforms to build for. Several become an image index.
+    pub platforms: Vec<Platform>,
+    /// `--provenance`: attested by the builder of this id (which may be empty).
+    pub provenance: Option<String>,
     /// Platform we run on.
     pub build_platform: Platform,
     /// Whether layers are looked up in the cache.
@@ -241,8 +251,17 @@ pub struct Request {
     pub format: Option<Format>,
     /// `--compression` and `--compression-level`.
     pub compression: Compression,
-    /// `SOURCE_DATE_EPOCH`, in seconds.
+    /// SOURCE_DATE_EPOCH where neither a build argument nor the Dockerfile says
+    /// anything, in seconds: `--reproducible`.
     pub source_date_epoch: Option<i64>,
+    /// Whether SOURCE_DATE_EPOCH also clamps the times in new layers.
+    pub rewrite_timestamp: bool,
+    /// `--annotation`s.
+    pub annotations: Annotations,
+    /// `--single-snapshot`: one layer for everything above the base.
+    pub single_snapshot: bool,
+    /// `--push-ignore-immutable-tag-errors`.
+    pub ignore_immutable_tags: bool,
     /// `--secret`s.
     pub secrets: Vec<Secret>,
     /// `--ssh`s.

@@ -40,7 +40,6 @@ use crate::context::Context;
 use crate::context::ContextTree;
 use crate::context::DigestMemory;
 use crate::dockerfile::Dockerfile;
-use crate::dockerfile::Warning;
 use crate::ignore::Matcher;
 use crate::oci::digest::DiffId;
 use crate::oci::digest::Digest;
@@ -83,6 +82,8 @@ pub struct Shared<'a> {
     pub dockerfile: &'a Dockerfile,
     /// Its stages.
     pub plan: &'a Plan,
+    /// SOURCE_DATE_EPOCH: the time of what is made now, if it is later.
+    pub epoch: Option<i64>,
     /// The build context.
     pub context: &'a Context,
     /// Its ignore rules.
@@ -175,6 +176,7 @@ impl<'a> Shared<'a> {
         mode: Mode,
         dockerfile: &'a Dockerfile,
         plan: &'a Plan,
+        epoch: Option<i64>,
         context: &'a Context,
         ignore: Matcher,
         workshop: &'a Workshop,
@@ -188,6 +190,7 @@ impl<'a> Shared<'a> {
             mode,
             dockerfile,
             plan,
+            epoch,
             context,
             ignore: Mutex::new(Some(ignore)),
             workshop,
@@ -465,6 +468,27 @@ impl<'a> Shared<'a> {
         Ok(path)
     }
 
+    /// Goes on counting steps after `number`.
+    pub fn count_from(&self, number: u32) {
+        self.state.steps.store(number, Ordering::Relaxed);
+    }
+
+    /// How many steps were numbered.
+    pub fn counted(&self) -> u32 {
+        self.state.steps.load(Ordering::Relaxed)
+    }
+
+    /// How the progress calls a step of stage `index`: `build 2/5`, with the platform
+    /// in front where there are several.
+    pub fn named(&self, index: usize, position: &str) -> String {
+        let stage = &self.plan.stages[index];
+        let platform = match self.request.platforms.len() {
+            0 | 1 => String::new(),
+            _ => format!("{} ", stage.platform),
+        };
+        format!("{platform}{} {position}", stage.title)
+    }
+
     /// The number of the next step.
     pub fn next_step(&self) -> StepNumber {
         StepNumber(self.state.steps.fetch_add(1, Ordering::Relaxed) + 1)
@@ -487,13 +511,7 @@ impl<'a> Shared<'a> {
         let now = jiff::Timestamp::now();
         let nanoseconds = u32::try_from(now.subsec_nanosecond()).unwrap_or_default();
         let now = Timestamp { seconds: now.as_second(), nanoseconds };
-        stage::clamp(now, self.request.source_date_epoch)
-    }
-
-    /// Tells of a lint finding.
-    pub fn warn(&self, warning: &Warning) {
-        let place = crate::dockerfile::Error::at(self.dockerfile, warning.span, &warning.message);
-        self.observer.observe(Progress::Warning(format!("{}: {place}", warning.rule)));
+        stage::clamp(now, self.epoch)
     }
 
     /// # Errors
@@ -522,6 +540,7 @@ impl<'a> Shared<'a> {
     pub fn layer_coming(&self, index: usize, slot: &LayerSlot, cached: bool) {
         if index == self.plan.target
             && !cached
+            && !self.request.single_snapshot
             && let Some(uploads) = self.uploads
         {
             uploads.layer(slot);

@@ -111,7 +111,7 @@ pub fn run(shared: &Shared<'_>, index: usize) -> Result<Finished, Error> {
             }
             _ => {
                 position += 1;
-                let place = format!("{} {position}/{total}", shared.plan.stages[index].title);
+                let place = shared.named(index, &format!("{position}/{total}"));
                 let title = format!("[{}] {}", place.trim_start(), step.title);
                 if let Err(error) = stage.layer_step(&step, title) {
                     stage.tell_saved(true);
@@ -204,9 +204,6 @@ impl<'a> StageRun<'a> {
             }
         };
         let steps = shared.plan.steps(index, &state)?;
-        for warning in &steps.warnings {
-            shared.warn(warning);
-        }
         let base_name = match &stage.base {
             crate::plan::Base::Image(name) => {
                 base.as_ref().map(|base| (name.clone(), base.identity()))
@@ -224,7 +221,7 @@ impl<'a> StageRun<'a> {
             definition,
             surroundings: key::Surroundings {
                 platform: stage.platform.clone(),
-                clamp: shared.request.source_date_epoch,
+                clamp: shared.workshop.clamp,
                 conditions: shared.request.conditions.clone(),
             },
             ahead: Ahead::default(),

@@ -116,20 +116,24 @@ pub fn warm(warm: &Warm, crew: &Crew<'_>) -> Result<Vec<Warmed>, Error> {
     let mut done = Vec::new();
     let mut read = Vec::new();
     for name in &warm.dockerfiles {
-        let planned =
-            super::read_dockerfile(Some(name), &context).and_then(|(dockerfile, ignore)| {
+        let planned = super::read_dockerfile(request, Some(name), &context).and_then(
+            |(dockerfile, ignore)| {
                 // Every image by itself, whatever becomes of the others.
-                for stage in plan::plan(&dockerfile, &super::plan_options(request))?.stages {
+                for stage in
+                    plan::plan(&dockerfile, &super::plan_options(request, &request.platform))?
+                        .stages
+                {
                     if let plan::Base::Image(image) = &stage.base {
                         want(image, &stage.platform);
                     }
                 }
-                let plan = super::plan_stages(request, &dockerfile, &bases, crew)?;
+                let plan = super::plan_stages(request, &request.platform, &dockerfile, &bases)?;
                 for (image, platform) in images(&plan, &bases)? {
                     want(&image, &platform);
                 }
                 Ok((dockerfile, ignore, plan))
-            });
+            },
+        );
         match planned {
             Ok(planned) => read.push((name.clone(), planned)),
             Err(error) => done.push(Warmed { name: name.clone(), outcome: Err(error) }),
@@ -145,12 +149,11 @@ pub fn warm(warm: &Warm, crew: &Crew<'_>) -> Result<Vec<Warmed>, Error> {
             dockerfile,
             ignore,
             context: &context,
-            plan,
+            plans: std::slice::from_ref(plan),
             bases: &bases,
             remotes: &remotes,
             store: &store,
             cache: &cache,
-            clamp: request.source_date_epoch.or(plan.source_date_epoch),
         };
         let outcome = ready.fetch_steps(Mode::Warm { has_context: warm.has_context });
         done.push(Warmed { name: name.clone(), outcome });

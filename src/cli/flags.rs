@@ -141,9 +141,38 @@ pub struct Build {
     /// Stage to build [default: the last]
     #[arg(long, value_name = "STAGE")]
     pub target: Option<String>,
+    /// Look at the Dockerfile and build nothing: apply the lint rules
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub check: bool,
+    /// build, check, outline or targets, with `,format=json`: answer instead of building
+    #[arg(long, value_name = "METHOD")]
+    pub call: Option<String>,
     /// KEY=VALUE put into the image's labels; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub label: Vec<String>,
+    /// [PLACE:]KEY=VALUE put on the manifest, or on PLACE: manifest-descriptor, index,
+    /// index-descriptor; may be repeated
+    #[arg(long, value_name = "[PLACE:]KEY=VALUE")]
+    pub annotation: Vec<String>,
+    /// Equal inputs give equal images: times become 1970 unless SOURCE_DATE_EPOCH says another
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub reproducible: bool,
+    /// SOURCE_DATE_EPOCH also limits the times inside new layers
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub rewrite_timestamp: bool,
+    /// One layer for everything above the base image
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub single_snapshot: bool,
+    /// Print what would be built, and build nothing
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub dryrun: bool,
+    /// A tag that exists and may not be moved is no error
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub push_ignore_immutable_tag_errors: bool,
+    /// env, google, ecr, acr, gitlab: who is asked for credentials after the config
+    /// files; empty: nobody; may be repeated [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub credential_helpers: Vec<String>,
     /// id=NAME[,src=FILE|,env=VARIABLE]; may be repeated
     #[arg(long, value_name = "SECRET")]
     pub secret: Vec<String>,
@@ -171,9 +200,22 @@ pub struct Build {
     /// Network of every RUN without --network
     #[arg(long, value_enum, default_value = "default")]
     pub network: NetworkKind,
-    /// Platform to build for: os/arch[/variant] [default: this machine's]
-    #[arg(long, alias = "customPlatform", visible_alias = "platform", value_name = "PLATFORM")]
-    pub custom_platform: Option<String>,
+    /// Platform to build for: os/arch[/variant] [default: this machine's]; several, with
+    /// commas or repeated, become an image index
+    #[arg(
+        long,
+        alias = "customPlatform",
+        visible_alias = "platform",
+        value_name = "PLATFORM",
+        value_delimiter = ','
+    )]
+    pub custom_platform: Vec<String>,
+    /// Attest how the image was made: true, or mode=min[,builder-id=URL]
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub provenance: Option<String>,
+    /// type=provenance[,mode=min]: the same in another spelling; may be repeated
+    #[arg(long, value_name = "OPTIONS")]
+    pub attest: Vec<String>,
     /// Skip steps whose layers are in the cache [default: true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub cache: Option<bool>,
@@ -298,6 +340,18 @@ pub struct Settled {
     /// Layers are streamed
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub compressed_caching: Option<bool>,
+    /// Every instruction has its row of history
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub force_build_metadata: Option<bool>,
+    /// Nothing of the host's is mounted at /var/run, so nothing has to be ignored there
+    #[arg(long, alias = "whitelist-var-run", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub ignore_var_run: Option<bool>,
+    /// Nothing is extracted; a pull that breaks goes on where it broke
+    #[arg(long, hide = true)]
+    pub image_fs_extract_retry: Option<u32>,
+    /// Everything of ours is in the cache directory
+    #[arg(long, env = "KANIKO_DIR", hide = true)]
+    pub kaniko_dir: Option<PathBuf>,
     /// Changes come from the log
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub use_new_run: Option<bool>,
@@ -342,18 +396,7 @@ pub enum CompressionKind {
 }
 
 /// Flags of kaniko that aren't there yet: naming one is an error that says so.
-pub const MISSING: &[&str] = &[
-    "annotation",
-    "bucket",
-    "credential-helpers",
-    "dryrun",
-    "force-build-metadata",
-    "image-fs-extract-retry",
-    "kaniko-dir",
-    "push-ignore-immutable-tag-errors",
-    "reproducible",
-    "single-snapshot",
-];
+pub const MISSING: &[&str] = &["bucket"];
 
 /// A boolean as pflag reads it.
 pub(super) fn boolean(text: &str) -> Result<bool, String> {

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::call;
 use super::flags::LogFormat;
 use super::flags::Verbosity;
 use super::screen::Screen;
@@ -21,6 +22,7 @@ use crate::build::progress::Outcome;
 use crate::build::progress::StepNumber;
 use crate::build::progress::Stream;
 use crate::build::report::reasons_to_json;
+use crate::build::survey::Finding;
 
 /// Writes what a build tells to standard error.
 pub(super) struct Reporter {
@@ -31,6 +33,7 @@ pub(super) struct Reporter {
     explains: bool,
     screen: Screen,
     lines: Mutex<Lines>,
+    findings: Mutex<Vec<Finding>>,
 }
 
 #[derive(Default)]
@@ -49,7 +52,8 @@ impl Reporter {
             false => Screen::plain(),
         };
         let explains = false;
-        Self { format, verbosity, timestamps, color, explains, screen, lines: Mutex::default() }
+        let (lines, findings) = (Mutex::default(), Mutex::default());
+        Self { format, verbosity, timestamps, color, explains, screen, lines, findings }
     }
 
     /// This reporter for `--explain`: it also tells why steps missed.
@@ -112,6 +116,32 @@ impl Reporter {
             self.json(json!({ "level": "info", "msg": text }));
         } else if self.shows(Verbosity::Info) {
             self.line("32", text);
+        }
+    }
+
+    /// The lint findings of the build, which stand at its end as BuildKit shows them:
+    /// one line for each, in full with `--verbosity=debug`.
+    pub(super) fn findings(&self) {
+        let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+        let findings = std::mem::take(&mut *findings);
+        if findings.is_empty() || !self.shows(Verbosity::Warn) || self.format == LogFormat::Json {
+            return;
+        }
+        let found = match findings.len() {
+            1 => "1 warning found".to_owned(),
+            count => format!("{count} warnings found"),
+        };
+        if self.shows(Verbosity::Debug) {
+            self.line("33", &format!("{found}:"));
+            for finding in &findings {
+                self.line("", "");
+                self.line("", call::warning(finding).trim_end());
+            }
+            return;
+        }
+        self.line("33", &format!("{found} (use --verbosity=debug to expand):"));
+        for Finding { rule, message, lines, .. } in &findings {
+            self.line("33", &format!(" - {rule}: {message} (line {})", lines.0));
         }
     }
 
@@ -227,6 +257,22 @@ impl Observer for Reporter {
                     self.json(json!({ "level": "warning", "msg": text }));
                 } else {
                     self.line("33", &format!("warning: {text}"));
+                }
+            }
+            Progress::Findings(found) => {
+                if json && self.shows(Verbosity::Warn) {
+                    for Finding { rule, message, lines, .. } in &found {
+                        self.json(json!({
+                            "level": "warning", "rule": rule, "line": lines.0, "msg": message,
+                        }));
+                    }
+                }
+                let mut known = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+                for finding in found {
+                    // Several platforms find the same.
+                    if !known.contains(&finding) {
+                        known.push(finding);
+                    }
                 }
             }
             Progress::Note(text) if self.shows(Verbosity::Info) => {

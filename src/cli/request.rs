@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::path::PathBuf;
 
+use super::attest;
 use super::cache_limits;
 use super::flags::Build;
 use super::flags::CompressionKind;
@@ -11,6 +12,7 @@ use super::flags::ImageFormat;
 use super::flags::NetworkKind;
 use super::flags::Pull;
 use super::flags::Snapshot;
+use super::steering::Steering;
 use crate::build::Request;
 use crate::build::request::CachePlace;
 use crate::build::request::CacheRepo;
@@ -19,6 +21,7 @@ use crate::build::request::Secret;
 use crate::build::request::SecretSource;
 use crate::build::request::SnapshotMode;
 use crate::image::Format;
+use crate::image::annotation::Annotations;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
@@ -84,7 +87,8 @@ pub(super) fn resolve(
                 .map_err(|error| wrong(format!("--destination {text}: {error}")))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    if destinations.is_empty() && !no_push {
+    let asks = flags.check || flags.call.as_deref().is_some_and(|call| !call.starts_with("build"));
+    if destinations.is_empty() && !no_push && !asks {
         return Err(wrong("no --destination: say where to push, or give --no-push"));
     }
     if destinations.is_empty()
@@ -105,12 +109,27 @@ pub(super) fn resolve(
     }
     let (contexts, named_files) = places::contexts(&flags.build_context)?;
     let build_platform = Platform::host();
-    let platform = match &flags.custom_platform {
-        Some(text) => {
-            text.parse().map_err(|error| wrong(format!("--custom-platform {text}: {error}")))?
-        }
-        None => build_platform.clone(),
-    };
+    let platforms = platforms(&flags.custom_platform, &build_platform)?;
+    let provenance =
+        attest::provenance(flags.provenance.as_deref(), &flags.attest).map_err(wrong)?;
+    let annotations = annotations(&flags.annotation)?;
+    let build_args = with_epoch(build_args(&flags.build_arg, variable)?, variable)?;
+    let steering = Steering::read(&build_args).map_err(wrong)?;
+    let alone = platforms.len() == 1 && provenance.is_none() && !steering.index;
+    if alone && annotations.need_index() {
+        return Err(wrong("--annotation: an image for one platform has no index to be annotated"));
+    }
+    if flags.tar_path.is_some() && !alone {
+        return Err(wrong(
+            "--tar-path holds one image and nothing about it: use --oci-layout-path for several \
+             platforms and for provenance",
+        ));
+    }
+    if provenance.is_some() && flags.image_format == Some(ImageFormat::Docker) {
+        return Err(wrong(
+            "Docker's media types have no attestations: use --image-format=oci for provenance",
+        ));
+    }
     let threads = std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN);
     let format = flags.image_format.map(|format| match format {
         ImageFormat::Oci => Format::Oci,
@@ -125,10 +144,14 @@ pub(super) fn resolve(
         dockerfile: flags.dockerfile.clone(),
         destinations,
         push: !no_push,
-        build_args: build_args(&flags.build_arg, variable)?,
+        build_args,
         target: flags.target.clone(),
+        overrides: steering.overrides,
+        index: steering.index,
         labels: pairs("--label", &flags.label)?,
-        platform,
+        platform: platforms.first().cloned().unwrap_or_else(|| build_platform.clone()),
+        platforms,
+        provenance,
         build_platform,
         cache: flags.cache.unwrap_or(true),
         cache_copy: flags.cache_copy_layers,
@@ -153,7 +176,11 @@ pub(super) fn resolve(
         name_tag_digest_file: flags.image_name_tag_with_digest_file.clone(),
         format: format.or(flags.tar_path.is_some().then_some(Format::Docker)),
         compression: compression(flags)?,
-        source_date_epoch: epoch(variable)?,
+        source_date_epoch: flags.reproducible.then_some(0),
+        rewrite_timestamp: flags.rewrite_timestamp,
+        annotations,
+        single_snapshot: flags.single_snapshot,
+        ignore_immutable_tags: flags.push_ignore_immutable_tag_errors,
         secrets: secrets(&flags.secret, variable)?,
         ssh: places::ssh(&flags.ssh, variable)?,
         git: places::git(&flags.git, &flags.build_arg, variable)?,
@@ -172,7 +199,10 @@ pub(super) fn resolve(
             flags.push_retry.max(flags.image_download_retry),
             variable,
         )?,
-        credentials: registry::Environment::read(|name| variable(name).map(Into::into)),
+        credentials: registry::Environment {
+            well_known: helpers(&flags.credential_helpers)?,
+            ..registry::Environment::read(|name| variable(name).map(Into::into))
+        },
         check_push: !flags.skip_push_permission_check,
         threads,
     })
@@ -254,13 +284,65 @@ fn compression(flags: &Build) -> Result<Compression, FlagError> {
     }
 }
 
-fn epoch(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<i64>, FlagError> {
-    match variable("SOURCE_DATE_EPOCH").filter(|value| !value.is_empty()) {
-        None => Ok(None),
-        Some(text) => text.parse().map(Some).map_err(|_| {
-            wrong(format!("SOURCE_DATE_EPOCH is `{text}`: whole seconds since 1970 are expected"))
-        }),
+/// SOURCE_DATE_EPOCH of the environment counts as a build argument, as for buildx.
+fn with_epoch(
+    mut arguments: Vec<(String, Option<String>)>,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<(String, Option<String>)>, FlagError> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let given = arguments.iter().any(|(name, _)| name == NAME);
+    if let Some(text) = variable(NAME).filter(|value| !value.is_empty() && !given) {
+        if text.parse::<i64>().is_err() {
+            let expected = "whole seconds since 1970 are expected";
+            return Err(wrong(format!("{NAME} is `{text}`: {expected}")));
+        }
+        arguments.push((NAME.to_owned(), Some(text)));
     }
+    Ok(arguments)
+}
+
+/// The platforms, each once; without any, our own.
+fn platforms(given: &[String], host: &Platform) -> Result<Vec<Platform>, FlagError> {
+    let mut platforms: Vec<Platform> = Vec::new();
+    for text in given.iter().filter(|text| !text.is_empty()) {
+        let platform =
+            text.parse().map_err(|error| wrong(format!("--custom-platform {text}: {error}")))?;
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    if platforms.is_empty() {
+        platforms.push(host.clone());
+    }
+    Ok(platforms)
+}
+
+fn annotations(given: &[String]) -> Result<Annotations, FlagError> {
+    let mut annotations = Annotations::default();
+    for text in given {
+        annotations
+            .add(text)
+            .map_err(|message| wrong(format!("--annotation {text}: {message}")))?;
+    }
+    Ok(annotations)
+}
+
+/// `--credential-helpers`: all without the flag, none for an empty one.
+fn helpers(given: &[String]) -> Result<Vec<registry::WellKnown>, FlagError> {
+    if given.is_empty() {
+        return Ok(registry::WellKnown::ALL.to_vec());
+    }
+    given
+        .iter()
+        .filter(|name| !name.is_empty())
+        .map(|name| {
+            registry::WellKnown::named(name).ok_or_else(|| {
+                wrong(format!(
+                    "--credential-helpers {name}: env, google, ecr, acr and gitlab are known"
+                ))
+            })
+        })
+        .collect()
 }
 
 /// `KEY=VALUE`, or `KEY` for the value in the environment; a later one wins.

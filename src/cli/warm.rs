@@ -96,7 +96,7 @@ fn resolve(flags: &Flags, variable: &dyn Fn(&str) -> Option<String>) -> Result<W
     build.context = flags.context.clone().unwrap_or_default();
     build.build_arg.clone_from(&flags.build_arg);
     build.target.clone_from(&flags.target);
-    build.custom_platform.clone_from(&flags.custom_platform);
+    build.custom_platform = flags.custom_platform.iter().cloned().collect();
     build.cache_dir.clone_from(&flags.cache_dir);
     build.cache_repo.clone_from(&flags.cache_repo);
     build.no_push_cache = true;

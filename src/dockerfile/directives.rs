@@ -3,6 +3,7 @@
 use crate::dockerfile::error::Error;
 use crate::dockerfile::instruction::Span;
 use crate::dockerfile::lines::Text;
+use crate::dockerfile::rules;
 
 /// What lint rules do: the `# check=` directive, and the `# check=skip=…` comments
 /// above single instructions.
@@ -83,7 +84,8 @@ impl Check {
         let off = scoped.is_some_and(|(outer, rules)| {
             span.start < outer.end.max(outer.start + 1) && rules.contains(rule)
         });
-        !off && !self.skip.contains(rule)
+        let experimental = rules::find(rule).is_some_and(|rule| rule.experimental);
+        !off && !self.skip.contains(rule) && (!experimental || self.experimental.contains(rule))
     }
 }
 
@@ -105,7 +107,7 @@ struct Directive<'a> {
 ///
 /// Fails on a repeated directive, an escape character other than `\` and backtick,
 /// a syntax that is not Docker's, and unknown check options.
-pub(super) fn read(text: Text<'_>) -> Result<Directives, Error> {
+pub(super) fn read(text: Text<'_>, any_syntax: bool) -> Result<Directives, Error> {
     let mut directives = Directives { escape: '\\', check: Check::default(), end: 0 };
     let source = text.text;
     let start = if source.starts_with('\u{feff}') { 3 } else { 0 };
@@ -135,6 +137,7 @@ pub(super) fn read(text: Text<'_>) -> Result<Directives, Error> {
                     }
                 };
             }
+            "syntax" if any_syntax => {}
             "syntax" => check_syntax(text, &directive)?,
             _ => {
                 directives.check = Check::parse(directive.value)
@@ -143,7 +146,7 @@ pub(super) fn read(text: Text<'_>) -> Result<Directives, Error> {
         }
         seen.push(directive.key);
     }
-    if seen.is_empty() {
+    if seen.is_empty() && !any_syntax {
         foreign_syntax(text, from)?;
     }
     Ok(directives)
@@ -186,17 +189,22 @@ fn foreign_syntax(text: Text<'_>, from: usize) -> Result<(), Error> {
     }
 }
 
-/// Accepts the names of Docker's own frontend, whose language is the one read here.
-fn check_syntax(text: Text<'_>, directive: &Directive<'_>) -> Result<(), Error> {
-    let reference = directive.value.split_whitespace().next().unwrap_or_default();
+/// Whether `value` of a syntax directive names Docker's own frontend.
+pub fn is_known_syntax(value: &str) -> bool {
+    let reference = value.split_whitespace().next().unwrap_or_default();
     let bare = ["docker.io/", "index.docker.io/", "registry-1.docker.io/"]
         .iter()
         .find_map(|host| reference.strip_prefix(host))
         .unwrap_or(reference);
-    if reference.is_empty() || reference == "dockerfile.v0" || bare.starts_with("docker/dockerfile")
-    {
+    reference.is_empty() || reference == "dockerfile.v0" || bare.starts_with("docker/dockerfile")
+}
+
+/// Accepts the names of Docker's own frontend, whose language is the one read here.
+fn check_syntax(text: Text<'_>, directive: &Directive<'_>) -> Result<(), Error> {
+    if is_known_syntax(directive.value) {
         return Ok(());
     }
+    let reference = directive.value.split_whitespace().next().unwrap_or_default();
     Err(text
         .error(directive.span, format!("syntax `{reference}` is not supported"))
         .with_hint("only docker/dockerfile is; remove the directive if the file is a plain one"))
@@ -207,7 +215,7 @@ mod tests {
     use super::*;
 
     fn directives(source: &str) -> Result<Directives, String> {
-        read(Text { name: "Dockerfile", text: source }).map_err(|error| error.to_string())
+        read(Text { name: "Dockerfile", text: source }, false).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -250,6 +258,8 @@ mod tests {
         ] {
             let error = directives(bad).err().expect(bad);
             assert!(error.contains("syntax `example.com/other"), "{error}");
+            let text = Text { name: "Dockerfile", text: bad };
+            assert!(read(text, true).is_ok(), "another syntax was asked for outside");
         }
     }
 

@@ -1,15 +1,14 @@
-//! The lint rules that need nothing but the text. Those that need expanded values
-//! (`UndefinedVar`, `WorkdirRelativePath`, …) are found in `plan`.
+//! The lint rules that need nothing but the text. Those that need expanded values or
+//! the stage's state (`UndefinedVar`, `JSONArgsRecommended`, …) are found in `plan`.
 
 use crate::dockerfile::directives::Check;
-use crate::dockerfile::instruction::Command;
+use crate::dockerfile::excerpt;
 use crate::dockerfile::instruction::Instruction;
 use crate::dockerfile::instruction::InstructionKind;
 use crate::dockerfile::instruction::Span;
 use crate::dockerfile::instruction::Warning;
 use crate::dockerfile::lines::Logical;
 use crate::dockerfile::words;
-use std::collections::HashMap;
 use std::collections::HashSet;
 
 /// How an instruction's keyword is written.
@@ -39,10 +38,6 @@ pub(super) struct Findings {
     /// Keywords as written, with their places.
     keywords: Vec<(String, Span)>,
     stages: HashSet<String>,
-    /// Last CMD, ENTRYPOINT and HEALTHCHECK of the current stage.
-    last: HashMap<&'static str, Span>,
-    /// SHELL was set in the current stage.
-    shell_set: bool,
 }
 
 impl Findings {
@@ -52,56 +47,59 @@ impl Findings {
 
     pub(super) fn instruction(&mut self, source: &str, instruction: &Instruction, line: &Logical) {
         if let Some(blank) = line.blank {
-            let message = "empty continuation line; it will become an error";
-            self.add("NoEmptyContinuation", blank, message);
+            self.add("NoEmptyContinuation", blank, "Empty continuation line");
         }
         let range = words::first(&line.text, words::trimmed(&line.text, 0..line.text.len())).0;
         let keyword = line.text[range.clone()].to_owned();
         let span = line.span(&range);
         match &instruction.kind {
             InstructionKind::From(from) => {
-                self.last.clear();
-                self.shell_set = false;
                 self.from(&keyword, instruction, line, from.name.as_deref());
+                if let Some(name) = &from.name {
+                    self.description("FROM", source, instruction.span, &[name.as_str()]);
+                }
+            }
+            InstructionKind::Arg(declarations) => {
+                let names: Vec<&str> =
+                    declarations.iter().map(|argument| argument.name.text.as_str()).collect();
+                self.description("ARG", source, instruction.span, &names);
             }
             InstructionKind::Env(pairs) | InstructionKind::Label(pairs) => {
                 let legacy = pairs
                     .first()
                     .is_some_and(|(key, _)| !source[key.span.end..].starts_with(['=', '\\', '`']));
                 if legacy {
+                    let name = keyword.to_uppercase();
                     let message = format!(
-                        "\"{keyword} key=value\" should be used instead of legacy \"{keyword} key value\" format"
+                        "\"{name} key=value\" should be used instead of legacy \"{name} key value\" format"
                     );
                     self.add("LegacyKeyValueFormat", span, message);
                 }
             }
-            InstructionKind::Shell(_) => self.shell_set = true,
-            InstructionKind::Cmd(command) => self.once("CMD", span, Some(command)),
-            InstructionKind::Entrypoint(command) => self.once("ENTRYPOINT", span, Some(command)),
-            InstructionKind::Healthcheck(_) => self.once("HEALTHCHECK", span, None),
             InstructionKind::Maintainer(_) => {
-                let message =
-                    "MAINTAINER is deprecated; use the label org.opencontainers.image.authors";
+                let message = "Maintainer instruction is deprecated in favor of using label";
                 self.add("MaintainerDeprecated", span, message);
             }
             _ => {}
         }
-        self.keywords.push((keyword, span));
+        // Global ARGs are no part of what BuildKit counts.
+        if !self.keywords.is_empty() || matches!(instruction.kind, InstructionKind::From(_)) {
+            self.keywords.push((keyword, span));
+        }
     }
 
-    /// An instruction of which a stage keeps only the last.
-    fn once(&mut self, keyword: &'static str, span: Span, command: Option<&Command>) {
-        if let Some(earlier) = self.last.insert(keyword, span) {
-            let message =
-                format!("only the last {keyword} of a stage counts; this one has no effect");
-            self.add("MultipleInstructionsDisallowed", earlier, message);
+    /// A comment right above a definition is taken for its description.
+    fn description(&mut self, keyword: &str, source: &str, span: Span, names: &[&str]) {
+        let comments = excerpt::comments_above(source, span.start);
+        let Some(comment) = comments.last() else { return };
+        let first = comment.split(' ').next().unwrap_or_default();
+        if names.contains(&first) {
+            return;
         }
-        if matches!(command, Some(Command::Shell(_))) && !self.shell_set {
-            let message = format!(
-                "JSON arguments are recommended for {keyword}, so that it receives signals"
-            );
-            self.add("JSONArgsRecommended", span, message);
-        }
+        let example = if let [name] = names { name } else { "<arg_key>" };
+        let message =
+            format!("Comment for {keyword} should follow the format: `# {example} <description>`");
+        self.add("InvalidDefinitionDescription", span, message);
     }
 
     fn from(&mut self, keyword: &str, from: &Instruction, line: &Logical, name: Option<&str>) {
@@ -111,20 +109,23 @@ impl Findings {
         let [.., keyword_as, written] = words.as_slice() else { return };
         let (as_word, written_name) = (&line.text[keyword_as.clone()], &line.text[written.clone()]);
         let span = line.span(written);
-        if Casing::of(as_word) != Casing::of(keyword) {
-            let message = format!("the casing of `{as_word}` and `{keyword}` should be the same");
+        // A keyword of mixed case is found fault with elsewhere.
+        let casing = Casing::of(keyword);
+        if casing != Casing::Mixed && Casing::of(as_word) != casing {
+            let message = format!("'{as_word}' and '{keyword}' keywords' casing do not match");
             self.add("FromAsCasing", line.span(keyword_as), message);
         }
         if written_name != name {
-            let message = format!("stage name `{written_name}` should be lower case");
+            let message = format!("Stage name '{written_name}' should be lowercase");
             self.add("StageNameCasing", span, message);
         }
         if matches!(name, "context" | "scratch") {
-            let message = format!("`{name}` is a reserved name and should not name a stage");
+            let message =
+                format!("Stage name should not use the same name as reserved stage \"{name}\"");
             self.add("ReservedStageName", span, message);
         }
         if !self.stages.insert(name.to_owned()) {
-            let message = format!("stage name `{name}` is used before");
+            let message = format!("Duplicate stage name \"{name}\", stage names should be unique");
             self.add("DuplicateStageName", from.span, message);
         }
     }
@@ -136,10 +137,12 @@ impl Findings {
         let lower =
             self.keywords.iter().filter(|(word, _)| Casing::of(word) == Casing::Lower).count();
         let (wanted, name) =
-            if lower > upper { (Casing::Lower, "lower") } else { (Casing::Upper, "upper") };
+            if lower > upper { (Casing::Lower, "lowercase") } else { (Casing::Upper, "uppercase") };
         for (keyword, span) in std::mem::take(&mut self.keywords) {
             if Casing::of(&keyword) != wanted {
-                let message = format!("`{keyword}` should be {name} case like most of the file");
+                let message = format!(
+                    "Command '{keyword}' should match the case of the command majority ({name})"
+                );
                 self.add("ConsistentInstructionCasing", span, message);
             }
         }

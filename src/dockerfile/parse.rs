@@ -54,11 +54,28 @@ const INSTRUCTIONS: [&str; 18] = [
 /// The text must be UTF-8 without NUL bytes, hold at least one FROM, and nothing
 /// but ARG before it. The first fault is returned, with its place.
 pub fn parse(name: &str, text: &[u8]) -> Result<Dockerfile, Error> {
+    parse_with(name, text, Overrides::default())
+}
+
+/// What is said outside of a Dockerfile in place of its own directives.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Overrides {
+    /// `# check=`. Comments above single instructions still count.
+    pub check: Option<Check>,
+    /// `# syntax=`: given, and known, so the file's own doesn't matter.
+    pub syntax: bool,
+}
+
+/// Like [`parse`], with `overrides` in place of what the file's own directives say.
+///
+/// # Errors
+/// Those of [`parse`].
+pub fn parse_with(name: &str, text: &[u8], overrides: Overrides) -> Result<Dockerfile, Error> {
     let text = decode(name, text)?;
     let source = Text { name, text };
-    let directives = directives::read(source)?;
+    let directives = directives::read(source, overrides.syntax)?;
     let parser = Parser { source, escape: directives.escape };
-    let mut check = directives.check;
+    let mut check = overrides.check.unwrap_or(directives.check);
     let mut lint = lint::Findings::default();
     let mut instructions: Vec<Instruction> = Vec::new();
     let mut lines = Lines::new(source);
@@ -117,7 +134,7 @@ pub fn parse(name: &str, text: &[u8]) -> Result<Dockerfile, Error> {
 pub fn parse_trigger(text: &str) -> Result<Instruction, Error> {
     let name = "ONBUILD";
     let source = Text { name, text: decode(name, text.as_bytes())? };
-    let parser = Parser { source, escape: directives::read(source)?.escape };
+    let parser = Parser { source, escape: directives::read(source, false)?.escape };
     let mut lines = Lines::new(source);
     let mut found: Option<Instruction> = None;
     while let Some(range) = lines.take()? {
@@ -488,5 +505,7 @@ fn split_at_equals(text: &str, range: &Range<usize>) -> (Range<usize>, Option<Ra
     }
 }
 
+#[cfg(test)]
+mod printed;
 #[cfg(test)]
 mod tests;

@@ -53,11 +53,16 @@ pub fn write(
     }
     check(&image.manifest, Digest::of(&image.manifest_bytes), image.manifest_bytes.len() as u64)?;
     put_bytes(&place, &image.manifest.digest.hex(), &image.manifest_bytes)?;
-    put_bytes(directory, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     let mut entry = image.manifest.clone();
     if let Some(reference) = reference {
         entry.annotations.insert(REF_NAME.to_owned(), reference.to_owned());
     }
+    put_layout(directory, entry)
+}
+
+/// Writes `index.json` with `entry` alone, and what says that this is a layout.
+pub(super) fn put_layout(directory: &Path, entry: Descriptor) -> Result<(), Error> {
+    put_bytes(directory, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     let index = Index {
         schema_version: 2,
         media_type: Some(media_type::OCI_INDEX.to_owned()),

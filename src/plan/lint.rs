@@ -1,5 +1,56 @@
 //! Texts and judgements of BuildKit's lint rules, as far as planning sees them.
 
+use super::Plan;
+use super::stage::Base;
+use super::step::Action;
+use super::step::CopySource;
+use super::step::Origin;
+use super::steps::Steps;
+use crate::dockerfile::instruction::Warning;
+use crate::ignore::Matcher;
+use crate::oci::config::ImageConfig;
+use crate::oci::platform::Platform;
+use crate::path::RootPath;
+
+impl Plan {
+    /// Warns of sources of `steps` that the build context's `ignore` rules exclude.
+    pub fn ignored_sources(&self, steps: &Steps, ignore: &Matcher) -> Vec<Warning> {
+        const RULE: &str = "CopyIgnoredFile";
+        let mut warnings = Vec::new();
+        for step in &steps.steps {
+            let Action::Copy(copy) = &step.action else { continue };
+            if copy.origin != Origin::Context || !self.dockerfile.check.allows(RULE, step.span) {
+                continue;
+            }
+            let verb = if copy.add { "Add" } else { "Copy" };
+            for source in &copy.sources {
+                let CopySource::Path(path) = source else { continue };
+                if RootPath::clamped(path.as_bytes()).is_some_and(|place| ignore.excludes(&place)) {
+                    let message = ignored(verb, path);
+                    warnings.push(Warning { rule: RULE, message, span: step.span });
+                }
+            }
+        }
+        warnings
+    }
+
+    /// Warns when the image that `stage` starts from is for another platform than the
+    /// stage: an image without an index may be for anything.
+    pub fn base_platform(&self, stage: usize, image: &ImageConfig) -> Option<Warning> {
+        const RULE: &str = "InvalidBaseImagePlatform";
+        let stage = self.stages.get(stage)?;
+        let Base::Image(name) = &stage.base else { return None };
+        let wanted = &stage.platform;
+        let fits = image.os == wanted.os && image.architecture == wanted.architecture;
+        if fits || !self.dockerfile.check.allows(RULE, stage.span) {
+            return None;
+        }
+        let actual = Platform::new(&image.os, &image.architecture, image.variant.as_deref());
+        let message = base_platform(name, &actual.to_string(), &wanted.to_string());
+        Some(Warning { rule: RULE, message, span: stage.span })
+    }
+}
+
 /// `(did you mean …?)`, or nothing.
 fn near(option: Option<&str>, sign: &str) -> String {
     option.map_or_else(String::new, |option| format!(" (did you mean {sign}{option}?)"))
@@ -51,6 +102,32 @@ pub(super) fn expose_casing(port: &str) -> String {
 pub(super) fn expose_format(port: &str) -> String {
     format!(
         "EXPOSE instruction should not define an IP address or host-port mapping, found '{port}'"
+    )
+}
+
+/// JSONArgsRecommended
+pub(super) fn json_arguments(instruction: &str) -> String {
+    format!(
+        "JSON arguments recommended for {instruction} to prevent unintended behavior related to OS signals"
+    )
+}
+
+/// MultipleInstructionsDisallowed
+pub(super) fn repeated(instruction: &str) -> String {
+    format!(
+        "Multiple {instruction} instructions should not be used in the same stage because only the last one will be used"
+    )
+}
+
+/// CopyIgnoredFile
+pub(super) fn ignored(verb: &str, path: &str) -> String {
+    format!("Attempting to {verb} file \"{path}\" that is excluded by .dockerignore")
+}
+
+/// InvalidBaseImagePlatform
+pub(super) fn base_platform(image: &str, actual: &str, expected: &str) -> String {
+    format!(
+        "Base image {image} was pulled with platform \"{actual}\", expected \"{expected}\" for current build"
     )
 }
 

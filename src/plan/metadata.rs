@@ -8,6 +8,7 @@ use super::lint;
 use super::signal;
 use super::step::Action;
 use super::steps;
+use super::steps::Declared;
 use super::steps::Placer;
 use crate::dockerfile::Error;
 use crate::dockerfile::expand;
@@ -45,6 +46,13 @@ impl Placer<'_> {
             texts.push(match &value {
                 Some(value) => format!("{name}={value}"),
                 None => name.clone(),
+            });
+            let given = self.plan.build_args.contains_key(name) || declaration.default.is_some();
+            self.arguments.push(Declared {
+                name: name.clone(),
+                value: value.clone(),
+                imported: !given && value.is_some(),
+                span: self.locate(span),
             });
             self.scope.declare(name, value);
         }
@@ -170,8 +178,8 @@ impl Placer<'_> {
         format!("SHELL {}", history::plain_list(words))
     }
 
-    pub(super) fn cmd(&mut self, command: &Command) -> String {
-        self.has_cmd = true;
+    pub(super) fn cmd(&mut self, span: Span, command: &Command) -> String {
+        self.once("CMD", span, Some(command));
         let arguments = self.arguments(command);
         let text = format!("CMD {}", history::quoted_list(&arguments));
         self.config.cmd = Some(arguments).filter(|words| !words.is_empty());
@@ -179,11 +187,12 @@ impl Placer<'_> {
         text
     }
 
-    pub(super) fn entrypoint(&mut self, command: &Command) -> String {
+    pub(super) fn entrypoint(&mut self, span: Span, command: &Command) -> String {
+        self.once("ENTRYPOINT", span, Some(command));
         let arguments = self.arguments(command);
         let text = format!("ENTRYPOINT {}", history::quoted_list(&arguments));
         self.config.entrypoint = Some(arguments).filter(|words| !words.is_empty());
-        if !self.has_cmd {
+        if !self.last.contains_key("CMD") {
             self.config.cmd = None;
         }
         text
@@ -196,7 +205,8 @@ impl Placer<'_> {
         }
     }
 
-    pub(super) fn healthcheck(&mut self, check: &Healthcheck) -> String {
+    pub(super) fn healthcheck(&mut self, span: Span, check: &Healthcheck) -> String {
+        self.once("HEALTHCHECK", span, None);
         let health = match check {
             Healthcheck::None => {
                 HealthConfig { test: vec!["NONE".to_owned()], ..HealthConfig::default() }

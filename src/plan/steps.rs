@@ -1,5 +1,7 @@
 //! Instructions of a stage become steps: the walk, and what all instructions share.
 
+use std::collections::BTreeMap;
+
 use super::Plan;
 use super::directory;
 use super::lint;
@@ -16,6 +18,7 @@ use crate::address::redacted;
 use crate::dockerfile;
 use crate::dockerfile::Error;
 use crate::dockerfile::expand;
+use crate::dockerfile::instruction::Command;
 use crate::dockerfile::instruction::Dockerfile;
 use crate::dockerfile::instruction::Instruction;
 use crate::dockerfile::instruction::InstructionKind;
@@ -52,6 +55,19 @@ impl BaseState {
     }
 }
 
+/// An ARG of a stage.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Declared {
+    /// Its name.
+    pub name: String,
+    /// Its value, if it got one.
+    pub value: Option<String>,
+    /// Whether it only imports a global ARG.
+    pub imported: bool,
+    /// The instruction.
+    pub span: Span,
+}
+
 /// The steps of a stage and what they leave behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Steps {
@@ -64,6 +80,8 @@ pub struct Steps {
     pub author: Option<String>,
     /// Variables that child stages inherit.
     pub scope: Scope,
+    /// ARGs in order.
+    pub arguments: Vec<Declared>,
     /// What is legal but doubtful.
     pub warnings: Vec<Warning>,
     /// Stages named by triggers of the base image that the plan didn't know of, see
@@ -143,6 +161,7 @@ pub(super) fn place(plan: &Plan, index: usize, base: &BaseState) -> Result<Steps
         config: placer.config,
         author: placer.author,
         scope: placer.scope,
+        arguments: placer.arguments,
         warnings: placer.warnings,
         extra_stages,
     })
@@ -156,8 +175,9 @@ pub(super) struct Placer<'a> {
     pub(super) config: ContainerConfig,
     pub(super) author: Option<String>,
     pub(super) scope: Scope,
-    /// Whether this stage has had a CMD.
-    pub(super) has_cmd: bool,
+    /// Last CMD, ENTRYPOINT and HEALTHCHECK of this stage.
+    pub(super) last: BTreeMap<&'static str, Span>,
+    pub(super) arguments: Vec<Declared>,
     steps: Vec<Step>,
     warnings: Vec<Warning>,
     /// Whether the instruction at hand is a trigger.
@@ -172,7 +192,8 @@ impl<'a> Placer<'a> {
             config: base.config.clone(),
             author: base.author.clone(),
             scope: base.scope.clone(),
-            has_cmd: false,
+            last: BTreeMap::new(),
+            arguments: Vec::new(),
             steps: Vec::new(),
             warnings: Vec::new(),
             trigger: false,
@@ -226,9 +247,9 @@ impl<'a> Placer<'a> {
             Kind::Volume(words) => (Action::Config, self.volume(span, words)?),
             Kind::StopSignal(word) => (Action::Config, self.stop_signal(span, word)?),
             Kind::Shell(words) => (Action::Config, self.shell_instruction(words)),
-            Kind::Cmd(command) => (Action::Config, self.cmd(command)),
-            Kind::Entrypoint(command) => (Action::Config, self.entrypoint(command)),
-            Kind::Healthcheck(check) => (Action::Config, self.healthcheck(check)),
+            Kind::Cmd(command) => (Action::Config, self.cmd(span, command)),
+            Kind::Entrypoint(command) => (Action::Config, self.entrypoint(span, command)),
+            Kind::Healthcheck(check) => (Action::Config, self.healthcheck(span, check)),
             Kind::Maintainer(name) => (Action::Config, self.maintainer(name)),
             Kind::Onbuild { text, .. } => {
                 self.config.on_build.push(text.clone());
@@ -277,6 +298,17 @@ impl<'a> Placer<'a> {
         let span = self.locate(span);
         if self.plan.dockerfile.check.allows(rule, span) {
             self.warnings.push(Warning { rule, message, span });
+        }
+    }
+
+    /// An instruction of which a stage keeps only the last, and its command.
+    pub(super) fn once(&mut self, keyword: &'static str, span: Span, command: Option<&Command>) {
+        // BuildKit points at the one that has no effect.
+        if let Some(earlier) = self.last.insert(keyword, self.locate(span)) {
+            self.warn("MultipleInstructionsDisallowed", lint::repeated(keyword), earlier);
+        }
+        if matches!(command, Some(Command::Shell(_))) && self.config.shell.is_empty() {
+            self.warn("JSONArgsRecommended", lint::json_arguments(keyword), span);
         }
     }
 

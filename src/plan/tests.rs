@@ -18,14 +18,7 @@ fn amd64() -> Platform {
 }
 
 fn options() -> Options {
-    Options {
-        build_args: Vec::new(),
-        target: None,
-        platform: amd64(),
-        build_platform: amd64(),
-        contexts: Contexts::default(),
-        network: step::Network::Default,
-    }
+    Options::new(amd64())
 }
 
 fn with_args(args: &[(&str, &str)]) -> Options {

@@ -19,6 +19,7 @@ use tokio::io::AsyncWriteExt as _;
 use crate::oci::reference::{DOCKER_HUB, DOCKER_HUB_API, DOCKER_HUB_LEGACY};
 
 use super::error::Error;
+use super::well_known::{Answer, WellKnown};
 
 /// Docker Hub's key in config files and for helpers.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -90,6 +91,10 @@ pub struct Environment {
     pub config_home: Option<PathBuf>,
     /// `PATH`, where helpers are looked for.
     pub path: Option<OsString>,
+    /// Who is asked after the files.
+    pub well_known: Vec<WellKnown>,
+    /// Variables that the first two of these read.
+    pub variables: BTreeMap<String, String>,
 }
 
 impl Environment {
@@ -107,7 +112,15 @@ impl Environment {
             runtime_directory: path("XDG_RUNTIME_DIR"),
             config_home: path("XDG_CONFIG_HOME"),
             path: get("PATH"),
+            well_known: Vec::new(),
+            variables: BTreeMap::new(),
         }
+    }
+
+    /// Keeps those of `variables` that hold credentials.
+    pub fn add_variables(&mut self, variables: impl Iterator<Item = (String, String)>) {
+        self.variables
+            .extend(variables.filter(|(name, value)| WellKnown::reads(name) && !value.is_empty()));
     }
 
     /// Files in the order in which they are asked, each once.
@@ -141,6 +154,8 @@ impl Environment {
 pub struct Keychain {
     files: Vec<AuthFile>,
     path: Option<OsString>,
+    well_known: Vec<WellKnown>,
+    variables: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for Keychain {
@@ -203,7 +218,12 @@ impl Keychain {
                 files.push(AuthFile::parse(&origin, &bytes)?);
             }
         }
-        Ok(Self { files, path: environment.path.clone() })
+        Ok(Self {
+            files,
+            path: environment.path.clone(),
+            well_known: environment.well_known.clone(),
+            variables: environment.variables.clone(),
+        })
     }
 
     /// Everything that may open `repository` at `host`, best first, without the anonymous
@@ -236,6 +256,19 @@ impl Keychain {
                 push(helper(name));
             }
         }
+        for known in &self.well_known {
+            match known.at(&host, &self.variables) {
+                Some(Answer::Password { user, password }) => push(Candidate::Known {
+                    origin: format!("the environment ({known})"),
+                    secret: Secret::Password { user, password },
+                }),
+                // One that isn't installed is not even tried.
+                Some(Answer::Program(name)) if self.program(name).is_some() => {
+                    push(helper(&name.to_owned()));
+                }
+                _ => {}
+            }
+        }
         found
     }
 
@@ -249,6 +282,14 @@ impl Keychain {
         }
     }
 
+    /// Where the helper `name` is installed.
+    fn program(&self, name: &str) -> Option<PathBuf> {
+        let program = format!("docker-credential-{name}");
+        std::env::split_paths(self.path.as_ref()?)
+            .map(|directory| directory.join(&program))
+            .find(|file| file.is_file())
+    }
+
     /// `docker-credential-<name> get`: the server on stdin, JSON on stdout (docker's
     /// credential helper protocol).
     async fn ask_helper(&self, name: &str, key: &str) -> Result<Option<Secret>, String> {
@@ -259,15 +300,7 @@ impl Keychain {
             secret: String,
         }
         let program = format!("docker-credential-{name}");
-        let found = self
-            .path
-            .as_ref()
-            .and_then(|path| {
-                std::env::split_paths(path)
-                    .map(|dir| dir.join(&program))
-                    .find(|file| file.is_file())
-            })
-            .ok_or_else(|| format!("{program} is not in PATH"))?;
+        let found = self.program(name).ok_or_else(|| format!("{program} is not in PATH"))?;
         let mut child = tokio::process::Command::new(found)
             .arg("get")
             .stdin(Stdio::piped())

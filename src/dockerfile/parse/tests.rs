@@ -391,9 +391,9 @@ fn lint_rules_find_what_the_text_shows() {
         ("FROM a AS context", "ReservedStageName"),
         ("FROM a AS b\nFROM a AS b", "DuplicateStageName"),
         ("FROM a\nrun x\nRUN y", "ConsistentInstructionCasing"),
-        ("FROM a\nCMD x", "JSONArgsRecommended"),
         ("FROM a\nMAINTAINER x", "MaintainerDeprecated"),
-        ("FROM a\nCMD [\"x\"]\nCMD [\"y\"]", "MultipleInstructionsDisallowed"),
+        ("FROM a\nENV x y", "LegacyKeyValueFormat"),
+        ("FROM a\nLABEL x y", "LegacyKeyValueFormat"),
         ("FROM a\nRUN x \\\n\n y", "NoEmptyContinuation"),
     ] {
         assert_eq!(rules(text), [rule], "{text}");
@@ -401,11 +401,75 @@ fn lint_rules_find_what_the_text_shows() {
     }
     for text in [
         "from a as b\nrun x",
-        "FROM a\nSHELL [\"b\"]\nCMD x",
-        "FROM a\nCMD [\"x\"]\nFROM a\nCMD [\"x\"]",
-        "FROM a\n# check=skip=JSONArgsRecommended\nCMD x",
+        "arg x\nFROM a\nRUN x",
+        "FROM a\n# check=skip=MaintainerDeprecated\nMAINTAINER x",
+        "# odd comment\nFROM a AS b",
     ] {
         assert!(rules(text).is_empty(), "{text}: {:?}", rules(text));
+    }
+}
+
+#[test]
+fn experimental_rules_are_off_until_named() {
+    let on = "# check=experimental=InvalidDefinitionDescription\n";
+    for (text, message) in [
+        ("FROM a\n# odd\nARG x", "Comment for ARG should follow the format: `# x <description>`"),
+        (
+            "FROM a\n# odd\nARG x y",
+            "Comment for ARG should follow the format: `# <arg_key> <description>`",
+        ),
+        ("# odd\nFROM a AS b", "Comment for FROM should follow the format: `# b <description>`"),
+    ] {
+        assert!(rules(text).is_empty(), "{text}");
+        let found = file(&format!("{on}\n{text}")).warnings;
+        assert_eq!(found.len(), 1, "{text}");
+        assert_eq!(found[0].message, message);
+    }
+    for text in ["FROM a\n# x what it is\nARG x", "FROM a\n# odd\n\nARG x", "# odd\nFROM a"] {
+        assert!(rules(&format!("{on}\n{text}")).is_empty(), "{text}");
+    }
+}
+
+#[test]
+fn a_check_from_outside_replaces_the_directive_but_not_the_comments() {
+    let text = "# check=skip=all\nFROM a AS B\n# check=skip=MaintainerDeprecated\nMAINTAINER x\n";
+    let check = Some(Check::parse("error=true").expect("valid"));
+    let outside = Overrides { check, syntax: false };
+    let parsed = parse_with("D", text.as_bytes(), outside).expect("valid");
+    let found: Vec<&str> = parsed.warnings.iter().map(|warning| warning.rule).collect();
+    assert_eq!(found, ["StageNameCasing"]);
+    assert!(parsed.check.error && rules(text).is_empty());
+}
+
+/// Messages exactly as BuildKit writes them.
+#[test]
+fn findings_in_the_text_have_the_usual_messages() {
+    for (text, expected) in [
+        ("FROM a AS Build", "Stage name 'Build' should be lowercase"),
+        ("FROM a as b", "'as' and 'FROM' keywords' casing do not match"),
+        ("FROM a\nRUN \\\n\nx", "Empty continuation line"),
+        (
+            "FROM a\nrun x\nRUN y",
+            "Command 'run' should match the case of the command majority (uppercase)",
+        ),
+        (
+            "from a\nrun x\nRUN y",
+            "Command 'RUN' should match the case of the command majority (lowercase)",
+        ),
+        ("FROM a AS b\nFROM a AS b", "Duplicate stage name \"b\", stage names should be unique"),
+        (
+            "FROM a AS scratch",
+            "Stage name should not use the same name as reserved stage \"scratch\"",
+        ),
+        ("FROM a\nMAINTAINER x", "Maintainer instruction is deprecated in favor of using label"),
+        (
+            "FROM a\nENV x y",
+            "\"ENV key=value\" should be used instead of legacy \"ENV key value\" format",
+        ),
+    ] {
+        let found: Vec<String> =
+            file(text).warnings.into_iter().map(|warning| warning.message).collect();
+        assert_eq!(found, [expected], "{text}");
     }
 }
 

@@ -289,6 +289,14 @@ fn doubtful_instructions_are_warned_of() {
         ("ARG TOKEN", &["SecretsUsedInArgOrEnv"]),
         ("EXPOSE 80/TCP", &["ExposeProtoCasing"]),
         ("EXPOSE 80:80", &["ExposeInvalidFormat"]),
+        ("CMD x", &["JSONArgsRecommended"]),
+        ("ENTRYPOINT x", &["JSONArgsRecommended"]),
+        ("HEALTHCHECK CMD x", &[]),
+        ("SHELL [\"b\"]\nCMD x", &[]),
+        ("# check=skip=JSONArgsRecommended\nCMD x", &[]),
+        ("CMD [\"x\"]\nCMD [\"y\"]", &["MultipleInstructionsDisallowed"]),
+        ("HEALTHCHECK NONE\nHEALTHCHECK NONE", &["MultipleInstructionsDisallowed"]),
+        ("CMD [\"x\"]\nFROM i\nCMD [\"x\"]", &[]),
     ] {
         assert_eq!(rules(&steps(&format!("FROM i\n{body}")).warnings), expected, "{body}");
     }
