@@ -539,7 +539,11 @@ mod tests {
         let repo = |words: &[&str]| request(words).map(|request| request.cache_repo);
         let at = |text: &str| {
             let place = cache_place(text).expect("a place");
-            Ok(Some(CacheRepo { place, push: true, ttl: None }))
+            Ok(Some(CacheRepo {
+                place,
+                push: true,
+                ttl: Some(std::time::Duration::from_secs(336 * 3600)),
+            }))
         };
         assert_eq!(repo(&["-d=r.test/a/b:1"]), Ok(None));
         assert_eq!(

@@ -162,7 +162,7 @@ const GONE: Absence = Absence::NoRecord { elsewhere: false };
 fn reasons(explainer: &mut Explainer, now: &[KeptStep], absence: Absence) -> Vec<Vec<String>> {
     let mut all = Vec::new();
     for step in now {
-        let reasons = explainer.reasons(step, absence);
+        let reasons = explainer.reasons(step, absence.clone());
         all.push(reasons.iter().map(ToString::to_string).collect());
         explainer.first_change.get_or_insert_with(|| step.title.clone());
         explainer.current.steps.push(step.clone());

@@ -28,6 +28,7 @@ fn step() -> SharedStep {
             content: Some(key(2)),
             hint: Some(key(3)),
             duration_ms: 9,
+            stored: 0,
         },
         layer,
         setting: "gzip-members-1".to_owned(),
