@@ -146,7 +146,7 @@ fn a_removed_file_lives_through_its_mapping_and_descriptor() {
 #[test]
 fn a_removed_directory_is_empty_and_takes_nothing() {
     let Some(both) = Both::new() else { return };
-    both.same(|at| {
+    let _ = both.same(|at| {
         fs::create_dir(at.join("d")).unwrap();
         let directory = File::open(at.join("d")).unwrap();
         fs::remove_dir(at.join("d")).unwrap();
@@ -338,7 +338,7 @@ fn a_copy_shares_bytes_and_moves_none() {
 #[test]
 fn copies_within_and_between_files_do_what_they_do_on_a_disk() {
     let Some(both) = Both::new() else { return };
-    both.same(|at| {
+    let _ = both.same(|at| {
         let (one, two) = (rw(&at.join("one")), rw(&at.join("two")));
         one.write_all_at(&pattern(50_000), 0).unwrap();
         let copy = |from: &File, mut offset: u64, to: &File, mut target: u64, length| {
@@ -418,7 +418,7 @@ fn a_program_that_somebody_wrote_to_runs_as_nobody_else() {
 #[test]
 fn a_program_that_runs_is_not_written_to() {
     let Some(both) = Both::new() else { return };
-    both.same(|at| {
+    let _ = both.same(|at| {
         let program = at.join("cat");
         fs::copy("/bin/cat", &program).unwrap();
         let mut child =
@@ -531,7 +531,7 @@ fn a_reader_of_a_directory_meets_what_stays_once_while_entries_come_and_go() {
 #[test]
 fn a_directory_emptied_while_it_is_read_is_empty() {
     let Some(both) = Both::new() else { return };
-    both.same(|at| {
+    let _ = both.same(|at| {
         let at = at.join("d");
         fs::create_dir(&at).unwrap();
         for number in 0..5_000 {
@@ -609,7 +609,7 @@ fn a_path_of_4_000_bytes_leads_somewhere() {
         directory
     };
     let deep: String = std::iter::repeat_n(format!("{name}/"), 15).collect();
-    both.same(|at| {
+    let _ = both.same(|at| {
         descend(at, true);
         let path = at.join(format!("{deep}{}", "f".repeat(4_000 - deep.len())));
         fs::write(&path, "deep").map_err(|error| error.raw_os_error()).unwrap();
