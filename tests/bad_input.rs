@@ -414,7 +414,7 @@ fn a_bad_value_of_a_flag_is_named_with_the_flag() {
         (&["--registry-map=nomap"], &["--registry-map nomap", "ORIGIN=NEW"]),
         (&["--target", "nostage"], &["there is no target stage `nostage`"]),
         (&["--cache-repo", "127.0.0.1:1/cache"], &["--cache-repo is not there yet"]),
-        (&["--reproducible"], &["--reproducible is not there yet"]),
+        (&["--annotation", "novalue"], &["--annotation novalue", "KEY=VALUE"]),
         (&["--destinatoin=x"], &["--destinatoin", "--destination"]),
         (&["surplus"], &["surplus"]),
     ] {
