@@ -415,7 +415,7 @@ fn a_bad_value_of_a_flag_is_named_with_the_flag() {
         (&["--target", "nostage"], &["there is no target stage `nostage`"]),
         (&["--cache-repo", "oci:"], &["--cache-repo oci:", "a directory is expected"]),
         (&["--cache-repo", "No/Such"], &["--cache-repo No/Such", "is not an image reference"]),
-        (&["--reproducible"], &["--reproducible is not there yet"]),
+        (&["--annotation", "novalue"], &["--annotation novalue", "KEY=VALUE"]),
         (&["--destinatoin=x"], &["--destinatoin", "--destination"]),
         (&["surplus"], &["surplus"]),
     ] {

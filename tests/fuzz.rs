@@ -6,6 +6,9 @@
 use std::time::Duration;
 use std::time::Instant;
 
+use rustix::time::ClockId;
+use rustix::time::clock_gettime;
+
 use yadokari::dockerfile;
 use yadokari::dockerfile::expand;
 use yadokari::oci::config::ContainerConfig;
@@ -132,6 +135,13 @@ const PIECES: [&str; 112] = [
     "https://h/x.git#v:s",
 ];
 
+/// Processor time of this thread: a busy machine is no hang.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let nanoseconds = u32::try_from(time.tv_nsec).expect("less than a second");
+    Duration::new(u64::try_from(time.tv_sec).expect("not negative"), nanoseconds)
+}
+
 /// xorshift64*: small, and the same everywhere.
 struct Random(u64);
 
@@ -217,9 +227,9 @@ fn no_text_makes_the_readers_panic_or_hang() {
             break;
         }
         text(&mut random, &mut bytes);
-        let began = Instant::now();
+        let began = processor_time();
         let outcome = std::panic::catch_unwind(|| execute(&bytes));
-        let took = began.elapsed();
+        let took = processor_time() - began;
         let shown = || format!("seed {seed}: {:?}", String::from_utf8_lossy(&bytes));
         assert!(outcome.is_ok(), "panic with {}", shown());
         assert!(took < LIMIT, "{took:?} with {}", shown());
@@ -241,10 +251,11 @@ fn ten_megabytes_are_read_in_no_time() {
              && echo \"done {number}\" > /log/{number}\nENV V{number}=\"${{PATH:-x}}/{number}\"\n"
         ));
     }
-    let started = Instant::now();
+    let started = processor_time();
     let parsed = dockerfile::parse("Dockerfile", text.as_bytes()).expect("valid");
-    let took = started.elapsed();
+    let took = processor_time() - started;
     println!("{} bytes, {} instructions: {took:?}", text.len(), parsed.instructions.len());
-    // A second, as built for release; this profile and a busy machine get ten.
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    // A second, as built for release; other profiles get five.
+    let limit = if cfg!(debug_assertions) { 5 } else { 1 };
+    assert!(took < Duration::from_secs(limit), "{took:?}");
 }

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 
+use fake::Fault;
 use fake::Registry;
 use fake::Rules;
 use serde_json::Value;
@@ -280,6 +281,22 @@ fn a_dry_run_prints_the_plan_and_builds_nothing() {
     let expected = "STAGE 0\nFROM scratch AS tools\nCOPY file /\nSAVE STAGE 0\n\
                     STAGE 1\nFROM scratch\nCOPY --from=tools /file /x\nPUSH localhost:1/app:1\n";
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
+#[test]
+fn a_tag_that_may_not_be_moved_is_an_error_unless_told_otherwise() {
+    let registry = Registry::start(Rules::default());
+    let directory = context("FROM scratch\nCOPY file /\n");
+    let destination = format!("--destination={}/app:1", registry.host());
+    let refuse = || {
+        let body = r#"{"errors":[{"code":"TAG_INVALID","message":"The image tag '1' already exists and cannot be overwritten because the tag is immutable."}]}"#;
+        registry.fault("PUT", "manifests", Fault::Status(400, vec![], body.to_owned()));
+    };
+    refuse();
+    assert!(!build(directory.path(), &[&destination]).status.success());
+    refuse();
+    let flags = [&destination, "--push-ignore-immutable-tag-errors"];
+    assert!(build(directory.path(), &flags).status.success());
 }
 
 #[test]

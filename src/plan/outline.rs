@@ -105,7 +105,7 @@ impl Plan {
         let mut arguments: BTreeMap<String, Argument> = BTreeMap::new();
         let mut secrets: BTreeMap<String, Asked> = BTreeMap::new();
         let mut ssh: BTreeMap<String, Asked> = BTreeMap::new();
-        for stage in self.from_target() {
+        for stage in self.reachable() {
             let Some(placed) = steps.get(&stage) else { continue };
             let mut used = self.used_in_from(stage);
             for declared in &placed.arguments {
@@ -160,7 +160,7 @@ impl Plan {
     }
 
     /// The target and everything it needs, the nearest first.
-    fn from_target(&self) -> Vec<usize> {
+    fn reachable(&self) -> Vec<usize> {
         let mut found = Vec::new();
         let mut open = vec![self.target];
         let mut seen = BTreeSet::new();
