@@ -308,8 +308,8 @@ fn whatever_a_loss_of_power_takes_no_acknowledged_record_is_lost_or_wrong() {
         let store = Store::open(&cache_path).unwrap().with_lease(cache.lease().unwrap());
         let there = all_true(&cache, &store);
         let evicted = said.iter().any(|said| said.contains("evicting"));
-        for run in 0..2 {
-            for step in said[run].lines().filter_map(|line| line.strip_prefix("put ")) {
+        for (run, said) in said.iter().enumerate() {
+            for step in said.lines().filter_map(|line| line.strip_prefix("put ")) {
                 let step: u64 = step.parse().unwrap();
                 let found = there.contains(&key(run as u64, step));
                 let asked = check(&store, &cache, run as u64, step);

@@ -177,13 +177,13 @@ impl Disk {
                 }
                 Change::Write { ino, offset, bytes } => {
                     let durable = synced.get(ino).is_some_and(|sync| at < *sync);
-                    if durable || random() % 2 == 0 {
+                    if durable || random().is_multiple_of(2) {
                         apply_write(contents.entry(*ino).or_default(), *offset, bytes);
                     }
                 }
                 Change::Resize { ino, size } => {
                     let durable = synced.get(ino).is_some_and(|sync| at < *sync);
-                    if durable || random() % 2 == 0 {
+                    if durable || random().is_multiple_of(2) {
                         contents.entry(*ino).or_default().resize(*size, 0);
                     }
                 }
