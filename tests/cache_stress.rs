@@ -107,7 +107,7 @@ fn build_on(room: &Room, place: usize, bounded: bool, mut seed: u64) {
         let variant = next(&mut seed) % VARIANTS;
         let _ = fs::remove_dir_all(&layout);
         let mut command = room.command(variant, &cache, &layout);
-        if bounded && next(&mut seed) % 3 == 0 {
+        if bounded && next(&mut seed).is_multiple_of(3) {
             command.arg("--cache-max-size=600kB");
         }
         let begun = Instant::now();
