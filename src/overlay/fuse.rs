@@ -51,6 +51,7 @@ use super::ops::SetMode;
 use super::ops::SetTime;
 use super::ops::Space;
 use super::rendezvous::Rendezvous;
+use super::table::CAPABILITY;
 use crate::tree::Device;
 use crate::tree::Kind;
 use crate::tree::Timestamp;
@@ -164,6 +165,21 @@ impl Adapter {
             }
         }
         Ok(result)
+    }
+
+    /// Whether set-id bits go with `change`. One that names nothing is how the kernel
+    /// says just that, after chown(2) to nobody in particular and before a write;
+    /// or it means the capability that root writes over.
+    fn takes_set_id(&self, request: &Request, node: INodeNo, change: &Change) -> bool {
+        let Change { mode, uid, gid, size, atime, mtime } = change;
+        let times = atime.is_some() || mtime.is_some();
+        if size.is_some() {
+            is_unprivileged(request)
+        } else if mode.is_some() || uid.is_some() || gid.is_some() || times {
+            false
+        } else {
+            is_unprivileged(request) || self.overlay.op_getxattr(ino(node), CAPABILITY).is_err()
+        }
     }
 
     fn refuse(&self, operation: Operation) -> Errno {
@@ -420,7 +436,7 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        let may_not_keep = change.size.is_some() && is_unprivileged(request);
+        let may_not_keep = self.takes_set_id(request, node, &change);
         let result = self.answer_writer(Operation::SetAttr, node, may_not_keep, |overlay| {
             overlay.op_setattr(ino(node), &change)
         });

@@ -120,6 +120,17 @@ fn check_name(name: &[u8]) -> Answer<()> {
     if lower::is_name(name) { Ok(()) } else { Err(Fault::Invalid) }
 }
 
+/// A filesystem knows the namespaces of its attributes; the kernel leaves that to it
+/// (xattr(7)).
+fn check_attribute(name: &[u8]) -> Answer<()> {
+    const SPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
+    match SPACES.iter().find_map(|space| name.strip_prefix(*space)) {
+        None => Err(Fault::Unsupported),
+        Some(b"") => Err(Fault::Invalid),
+        Some(_) => Ok(()),
+    }
+}
+
 impl Overlay {
     /// `LOOKUP`: `None` for a name that isn't there. What is found counts as looked
     /// up once.
@@ -284,6 +295,7 @@ impl Overlay {
 
     /// `GETXATTR`: the value.
     pub(super) fn op_getxattr(&self, ino: Ino, name: &[u8]) -> Answer<Vec<u8>> {
+        check_attribute(name)?;
         let mut table = self.table();
         let found = table.xattrs(ino)?.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.clone()).ok_or(Fault::NoAttribute)
@@ -308,11 +320,13 @@ impl Overlay {
         value: &[u8],
         mode: SetMode,
     ) -> Answer<()> {
+        check_attribute(name)?;
         self.table().set_xattr(ino, name, value, mode)
     }
 
     /// `REMOVEXATTR`.
     pub(super) fn op_removexattr(&self, ino: Ino, name: &[u8]) -> Answer<()> {
+        check_attribute(name)?;
         self.table().remove_xattr(ino, name)
     }
 }
