@@ -343,9 +343,6 @@ pub struct Settled {
     /// Every instruction has its row of history
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub force_build_metadata: Option<bool>,
-    /// Nothing of the host's is mounted at /var/run, so nothing has to be ignored there
-    #[arg(long, alias = "whitelist-var-run", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
-    pub ignore_var_run: Option<bool>,
     /// Nothing is extracted; a pull that breaks goes on where it broke
     #[arg(long, hide = true)]
     pub image_fs_extract_retry: Option<u32>,
