@@ -826,7 +826,8 @@ fn difference(ours: &str, plain: &str) -> String {
 /// if `YADOKARI_CASES` is `all`, which takes minutes.
 fn crossed(uid: u32) -> Vec<Case> {
     let all = std::env::var_os("YADOKARI_CASES").is_some_and(|cases| cases == "all");
-    let is_due = |call: usize, path: usize| all || (call * 2 + path + uid as usize).is_multiple_of(5);
+    let is_due =
+        |call: usize, path: usize| all || (call * 2 + path + uid as usize).is_multiple_of(5);
     let case = |call: &str, path: &str| {
         let words = call.split(' ').map(|word| if word == "X" { path } else { word });
         vec![(uid, words.collect::<Vec<_>>().join(" "))]
