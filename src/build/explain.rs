@@ -9,7 +9,7 @@
 //!
 //! Nothing here decides what is built: a lost or stale description makes a reason
 //! vaguer, never a result wrong. Values that look like secrets are kept only as keyed
-//! digests ([`mask`]).
+//! digests (`mask`).
 
 mod fields;
 mod files;

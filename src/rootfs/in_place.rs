@@ -11,7 +11,7 @@
 //! goes on from there.
 //!
 //! What must hold:
-//! - The disk shows the occupant's table but for [`InPlace::pending`] paths and what
+//! - The disk shows the occupant's table but for `InPlace::pending` paths and what
 //!   `Known` says the disk can't have.
 //! - Nothing that lies [`Outside`] is written, read back or removed.
 //! - What was there before and isn't the table's is never removed, unless

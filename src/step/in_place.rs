@@ -1,7 +1,7 @@
 //! RUN without namespaces: a process in the container's own `/`, as kaniko runs it.
 //!
 //! What `RUN --mount` asks for is put where it is wanted for the time of the step
-//! ([`super::stand_in`]). Afterwards the disk is read back into the table.
+//! (`step::stand_in`). Afterwards the disk is read back into the table.
 
 use std::io;
 use std::sync::Arc;
