@@ -626,7 +626,9 @@ impl Filesystem for Adapter {
     ) {
         let late = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE);
         let write = if late { Overlay::op_write_back } else { Overlay::op_write };
-        let may_not_keep = write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        // Pages of a mapping never take set-id bits away, whoever writes them back.
+        let may_not_keep =
+            !late && write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let result = self.answer_writer(Operation::Write, node, may_not_keep, |overlay| {
             write(overlay, ino(node), offset, data)
         });
