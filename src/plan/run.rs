@@ -112,10 +112,12 @@ impl Placer<'_> {
             Command::Shell(line) => line,
         };
         if let Some(heredoc) = lone_heredoc(run) {
-            return if heredoc.body.starts_with("#!") {
-                (vec![format!("{PIPES}/{}", heredoc.name)], Some(heredoc.clone()))
+            let content = heredoc.content().into_owned();
+            return if content.starts_with("#!") {
+                let script = Heredoc { body: content, chomp: false, ..heredoc.clone() };
+                (vec![format!("{PIPES}/{}", heredoc.name)], Some(script))
             } else {
-                (self.in_shell(heredoc.body.clone()), None)
+                (self.in_shell(content), None)
             };
         }
         let mut text = line.clone();
