@@ -151,6 +151,12 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
     for platform in &request.platforms {
         let plan = plan_stages(request, platform, &dockerfile, &bases)?;
         let steps = survey::lint(&plan, &bases, &ignore, crew)?;
+        if plans.is_empty() {
+            for name in plan.unused_arguments(steps.values()) {
+                let text = format!("--build-arg {name}: no ARG takes it");
+                crew.observer.observe(Progress::Warning(text));
+            }
+        }
         foreign::check(&plan, &steps, &request.build_platform.architecture, store)?;
         plans.push(plan);
     }
@@ -222,7 +228,12 @@ impl Ready<'_> {
 
     /// The latest time that an image of `plan` may carry.
     fn epoch(&self, plan: &Plan) -> Option<i64> {
-        plan.source_date_epoch.or(self.request.source_date_epoch)
+        let asked = match plan.source_date_epoch {
+            Some(plan::Epoch::At(seconds)) => Some(seconds),
+            Some(plan::Epoch::Context) => self.context.time(),
+            None => None,
+        };
+        asked.or(self.request.source_date_epoch)
     }
 
     fn workshop(&self, plan: &Plan, repo: Option<&Arc<SharedCache>>) -> Workshop {
