@@ -23,7 +23,7 @@
 //! | mounts: type, target, options | yes | - | - | |
 //! | bind mounts: content of the source | yes | - | - | |
 //! | secret, ssh and cache ids | yes | - | - | |
-//! | names of `--add-host`, `--shm-size`, `--ulimit`, where given | yes | - | - | as BuildKit's |
+//! | names of `--add-host`, `--shm-size`, `--ulimit`, name of the host, where given | yes | - | - | as BuildKit's |
 //! | ADD of a URL: file name and SHA-256 | - | yes | - | its host doesn't matter |
 //! | ADD of a repository: commit, subdirectory, submodules | - | yes | - | see `build::remote` |
 //! | destination, `--chown`, `--chmod`, `--link`, `--parents` | - | yes | - | |
@@ -167,7 +167,7 @@ fn add_run(hasher: &mut KeyHasher, run: &RunStep) {
 /// Only what was asked for: without flags a RUN has the key it always had. Addresses of
 /// hosts are left out as in BuildKit; they differ by machine.
 fn add_conditions(hasher: &mut KeyHasher, conditions: &Conditions) {
-    let Conditions { hosts, shm_size, limits } = conditions;
+    let Conditions { hosts, shm_size, limits, hostname } = conditions;
     if !hosts.is_empty() {
         hasher.list("hosts", hosts.iter().map(|(name, _)| name.as_bytes()));
     }
@@ -179,6 +179,9 @@ fn add_conditions(hasher: &mut KeyHasher, conditions: &Conditions) {
         for value in [limit.soft, limit.hard] {
             hasher.optional("value", value.map(u64::to_le_bytes).as_ref().map(|value| &value[..]));
         }
+    }
+    if let Some(hostname) = hostname {
+        hasher.field("hostname", hostname.as_bytes());
     }
 }
 

@@ -28,6 +28,7 @@ use crate::oci::reference::Reference;
 use crate::plan::step::Network;
 use crate::registry;
 use crate::snapshot::Mode as WalkMode;
+use crate::step::run::Conditions;
 
 mod places;
 
@@ -191,7 +192,7 @@ pub(super) fn resolve(
             NetworkKind::None => Network::None,
             NetworkKind::Host => Network::Host,
         },
-        conditions: places::conditions(flags)?,
+        conditions: Conditions { hostname: steering.hostname, ..places::conditions(flags)? },
         registry: registry_options(
             &flags.pull,
             flags.insecure,

@@ -639,7 +639,8 @@ fn conditions_of_a_run_count_but_for_addresses() {
     assert_eq!(named, hint(host("a", HostAddress::Gateway)));
     let shm = hint(Conditions { shm_size: Some(1), ..Conditions::default() });
     let limited = hint(Conditions { limits: vec![limit], ..Conditions::default() });
-    let all = [plain, named, hint(host("b", there)), shm, limited];
+    let elsewhere = hint(Conditions { hostname: Some("x".to_owned()), ..Conditions::default() });
+    let all = [plain, named, hint(host("b", there)), shm, limited, elsewhere];
     for (number, one) in all.iter().enumerate() {
         assert!(!all[..number].contains(one), "{number}");
     }
