@@ -153,7 +153,8 @@ impl Overlay {
         let mut config = fuser::Config::default();
         config.acl = SessionACL::All;
         config.n_threads = Some(threads);
-        let adapter = Adapter { overlay: Arc::clone(self), rendezvous };
+        let uncapped = Uncapped::default();
+        let adapter = Adapter { overlay: Arc::clone(self), rendezvous, uncapped };
         let server = fuser::Session::from_fd(adapter, device, SessionACL::All, config);
         let background = server.and_then(fuser::Session::spawn).map_err(serve)?;
         *self.kernel() = Some(Arc::new(Caches(background.notifier())));
