@@ -26,6 +26,7 @@ use rustix::mount::UnmountFlags;
 use super::Overlay;
 use super::fuse::Adapter;
 use super::fuse::Caches;
+use super::fuse::Uncapped;
 use super::kernel::Operation;
 use super::rendezvous::Rendezvous;
 use super::watchdog;
