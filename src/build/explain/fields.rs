@@ -41,7 +41,12 @@ pub(super) fn of_step(step: &Step, surroundings: &Surroundings, mask: &Mask) -> 
             fields.text("user", user);
         }
         Action::Copy(copy) => fields.copy(copy),
-        Action::Run(run) => fields.run(step, run),
+        Action::Run(run) => {
+            fields.run(step, run);
+            if !surroundings.unseen.is_empty() {
+                fields.text("flags that hide changes", &surroundings.unseen.join(" "));
+            }
+        }
     }
     fields.kept
 }

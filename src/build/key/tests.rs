@@ -15,6 +15,7 @@ fn amd64() -> Surroundings {
         platform: Platform::new("linux", "amd64", None),
         clamp: None,
         conditions: Conditions::default(),
+        unseen: Vec::new(),
     }
 }
 
@@ -655,4 +656,15 @@ fn an_ssh_mount_counts_by_its_options_alone() {
     assert_eq!(ssh("a", true, 0o600), ssh("a", false, 0o600));
     assert_ne!(ssh("a", true, 0o600), ssh("b", true, 0o600));
     assert_ne!(ssh("a", true, 0o600), ssh("a", true, 0o666));
+}
+
+#[test]
+fn flags_that_hide_changes_of_a_run_enter() {
+    let seen = amd64();
+    let unseen = Surroundings { unseen: texts(&["--snapshot-mode=time"]), ..amd64() };
+    let key = |action: &Action, surroundings| of_step(&parent(), action, &[], surroundings);
+    let run = Action::Run(run());
+    assert_ne!(key(&run, &seen), key(&run, &unseen));
+    let copy = Action::Copy(copy());
+    assert_eq!(key(&copy, &seen), key(&copy, &unseen));
 }
