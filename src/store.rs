@@ -259,8 +259,11 @@ impl Store {
     ///
     /// As [`BlobWriter::commit`].
     pub fn put_blob(&self, bytes: &[u8]) -> Result<Digest, Error> {
+        let digest = Digest::of(bytes);
+        // One that is there may be damaged under its seal; then it is set aside.
+        let _ = self.read_small_blob(&digest, bytes.len() as u64);
         let mut writer = self.blob_writer()?;
-        let path = self.blob_path(&Digest::of(bytes));
+        let path = self.blob_path(&digest);
         io::Write::write_all(&mut writer, bytes).map_err(Error::io("write", &path))?;
         Ok(writer.commit(None)?.0)
     }

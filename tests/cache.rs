@@ -272,7 +272,8 @@ fn what_rots_under_its_seal_is_found_when_it_is_read_and_made_anew() {
         }
         room.contents("blobs/sha256").iter().for_each(|path| rot(path));
         let again = room.build(&[]);
-        assert!(again.warnings.len() >= 3, "{}", again.text);
+        // Nothing asks for the first stage's blobs, nor for that of the former COPY c.
+        assert!(again.warnings.len() >= 2, "{}", again.text);
         assert_eq!(again.done() > 0, !with_tars, "{}", again.text);
         let distinct: std::collections::BTreeSet<_> = again.warnings.iter().collect();
         assert_eq!(distinct.len(), again.warnings.len(), "each once: {}", again.text);
@@ -720,7 +721,8 @@ fn beginnings_of_blobs_are_counted_and_go_unless_somebody_goes_on_with_them() {
     let removed = gone["removed"].as_array().expect("a list");
     assert_eq!(removed.iter().filter(|one| one["kind"] == "partial").count(), 1, "{gone}");
     assert_eq!(room.contents("partial").len(), 1, "somebody writes it");
-    drop((living, store));
+    drop(living);
+    drop(store);
     host::succeed(&mut room.cache_command(&["clear"]));
     assert_eq!(room.contents("partial").len(), 0);
 }

@@ -126,10 +126,12 @@ impl Room {
         if !self.in_containers {
             return child.kill().expect("SIGKILL");
         }
-        // Between containers there is none.
+        // Between containers there is none, and before it begins it is the runtime.
         let pid = fs::read_to_string(self.pid_file(place)).ok();
         let pid = pid.and_then(|text| rustix::process::Pid::from_raw(text.trim().parse().ok()?));
-        if let Some(pid) = pid {
+        let Some(pid) = pid else { return };
+        let program = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()));
+        if program.is_ok_and(|program| program.ends_with("yadokari")) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }

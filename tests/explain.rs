@@ -394,7 +394,7 @@ fn a_layer_of_a_snapshot_that_does_not_look_everywhere_is_no_other_build_s() {
     bench.write("Dockerfile", "ARG BASE\nFROM $BASE\nRUN chmod 600 /etc/passwd && touch /x\n");
     bench.steps(&["--snapshot-mode=time"]);
     assert_eq!(bench.steps(&["--snapshot-mode=time"]), [HIT]);
-    assert_eq!(bench.steps(&[]), ["flags that hide changes: --snapshot-mode=time → nothing"]);
+    assert_eq!(bench.steps(&[]), ["flags that hide changes: --snapshot-mode=time → none"]);
     let text = bench.file("/etc/passwd").text;
     assert!(text.contains("0600"), "{text}");
     assert_eq!(bench.steps(&["--snapshot-mode=full"]), [HIT]);

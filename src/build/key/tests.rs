@@ -150,21 +150,9 @@ fn the_kind_of_action_enters() {
 
 #[test]
 fn the_platform_enters_every_kind() {
-    let arm = Surroundings {
-        platform: Platform::new("linux", "arm64", None),
-        clamp: None,
-        conditions: Conditions::default(),
-    };
-    let arm_v6 = Surroundings {
-        platform: Platform::new("linux", "arm", Some("v6")),
-        clamp: None,
-        conditions: Conditions::default(),
-    };
-    let arm_v7 = Surroundings {
-        platform: Platform::new("linux", "arm", Some("v7")),
-        clamp: None,
-        conditions: Conditions::default(),
-    };
+    let arm = Surroundings { platform: Platform::new("linux", "arm64", None), ..amd64() };
+    let arm_v6 = Surroundings { platform: Platform::new("linux", "arm", Some("v6")), ..amd64() };
+    let arm_v7 = Surroundings { platform: Platform::new("linux", "arm", Some("v7")), ..amd64() };
     for action in kinds() {
         assert_all_differ(
             &[amd64(), arm.clone(), arm_v6.clone(), arm_v7.clone()]
