@@ -293,6 +293,8 @@ pub fn check(path: &Path) -> Result<(), String> {
 
 fn read(path: &Path) -> Result<Table, String> {
     match fs::metadata(path) {
+        // A pipe, say, which would be read for ever.
+        Ok(file) if !file.is_file() => return Err("no file".to_owned()),
         Ok(file) if file.len() > MAX_FILE => return Err("too large".to_owned()),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Table::default()),
