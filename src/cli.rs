@@ -14,6 +14,7 @@ pub mod flags;
 mod interrupt;
 mod ladder;
 mod logging;
+mod push;
 mod report;
 mod request;
 mod screen;
@@ -67,6 +68,8 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let parsed = if as_executor {
         Executor::try_parse_from(arguments).map(|executor| match executor.command {
             Some(ExecutorCommand::Version) => Command::Version,
+            Some(ExecutorCommand::Push(flags)) => Command::Push(flags),
+            Some(ExecutorCommand::Login(flags)) => Command::Login(flags),
             None => Command::Build(Box::new(executor.build)),
         })
     } else if name == "warmer" {
@@ -83,6 +86,8 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Ok(Command::Cache(arguments)) => cache::run(&arguments, &|name| std::env::var(name).ok()),
         Ok(Command::Warm(flags)) => warm::run(&flags),
         Ok(Command::Doctor(flags)) => doctor::run(&flags),
+        Ok(Command::Push(flags)) => push::push(&flags),
+        Ok(Command::Login(flags)) => push::login(&flags),
         Err(error) => {
             // Help and version are no errors and go to standard output.
             let _ = error.print();

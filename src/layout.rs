@@ -2,11 +2,12 @@
 //! the tar that `docker load` reads.
 //!
 //! [`write()`] puts an image into a layout directory, [`add()`] one more, [`Layout`] finds one in it,
-//! [`write_docker_archive`] makes the tar. Blobs come from whoever holds them, as
+//! [`write_docker_archive`] makes the tar, [`unpack_archive`] makes a layout of one. Blobs come from whoever holds them, as
 //! open files; every blob's digest is computed on its way, and a wrong one is an
 //! error here and never somebody else's surprise.
 
 mod add;
+mod archive;
 mod docker_archive;
 mod error;
 mod index;
@@ -18,6 +19,7 @@ use std::io;
 
 pub use add::Named;
 pub use add::add;
+pub use archive::unpack_archive;
 pub use docker_archive::UNSET_NAME;
 pub use docker_archive::save_docker_archive;
 pub use docker_archive::write_docker_archive;

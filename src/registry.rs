@@ -16,6 +16,7 @@
 mod auth;
 mod error;
 mod keychain;
+mod login;
 mod pull;
 mod push;
 mod retry;
@@ -41,6 +42,7 @@ use crate::oci::reference::Reference;
 
 pub use error::{Error, Refusal, Subject, Unreachable};
 pub use keychain::{Environment, Keychain};
+pub use login::login;
 pub use pull::{BlobReader, Fetched, Resolved};
 pub use push::Pushed;
 pub use well_known::WellKnown;

@@ -30,7 +30,7 @@ use crate::registry;
 use crate::store::Store;
 
 /// Blobs on their way at once, as kaniko and BuildKit have it.
-const UPLOADS: usize = 4;
+pub(super) const UPLOADS: usize = 4;
 
 /// The uploads of a build.
 pub struct Uploads<'a> {

@@ -7,6 +7,7 @@
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts: brackets are optional parts")]
 
 mod groups;
+mod publish;
 mod warm;
 
 use std::path::PathBuf;
@@ -20,6 +21,8 @@ use clap::ValueEnum;
 use super::cache::CacheArguments;
 pub use groups::Logging;
 pub use groups::Pull;
+pub use publish::Login;
+pub use publish::Push;
 pub use warm::Warm;
 pub use warm::Warmer;
 
@@ -43,6 +46,10 @@ pub enum Command {
     Cache(CacheArguments),
     /// Fetch base images, and steps of a shared cache, ahead of builds
     Warm(Box<Warm>),
+    /// Push an image that is there as files
+    Push(Box<Push>),
+    /// Keep the password of a registry for later builds
+    Login(Login),
     /// Print the version
     Version,
 }
@@ -70,6 +77,10 @@ pub struct Executor {
 /// The subcommands of `executor`.
 #[derive(Debug, Subcommand)]
 pub enum ExecutorCommand {
+    /// Push an image that is there as files
+    Push(Box<Push>),
+    /// Keep the password of a registry for later builds
+    Login(Login),
     /// Print the version
     Version,
 }

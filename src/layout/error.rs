@@ -57,6 +57,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The tar holds no image, or not exactly one.
+    #[error("{} is not an image archive: {reason}", path.display())]
+    NotAnArchive {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A document of the layout is no manifest.
     #[error("{} is malformed", path.display())]
     Malformed {

@@ -104,6 +104,29 @@ impl Layout {
         Err(Error::TooDeep { path: self.directory.clone() })
     }
 
+    /// The only image or index of the layout, whatever its name and platform.
+    ///
+    /// # Errors
+    /// [`Error::NoImage`] when there is none, or several.
+    pub fn only(&self) -> Result<&Descriptor, Error> {
+        match self.index.manifests.as_slice() {
+            [only] => Ok(only),
+            several => Err(Error::NoImage {
+                path: self.directory.clone(),
+                wanted: None,
+                names: several.iter().map(shown).collect(),
+            }),
+        }
+    }
+
+    /// A blob as an open file, not verified.
+    ///
+    /// # Errors
+    /// `NotFound`, and whatever else opening gives.
+    pub fn file(&self, digest: &Digest) -> io::Result<File> {
+        File::open(self.blob_path(digest))
+    }
+
     /// The manifest that `index.json` calls `name`; the last, where several are.
     pub fn named(&self, name: &str) -> Option<&Descriptor> {
         let is_wanted = |entry: &&Descriptor| {
@@ -118,7 +141,6 @@ impl Layout {
     }
 
     fn choose(&self, name: Option<&str>, platform: &Platform) -> Result<Descriptor, Error> {
-        let name_of = |entry: &Descriptor| entry.annotations.get(REF_NAME).cloned();
         let digest = name.and_then(|name| name.parse::<Digest>().ok());
         let is_wanted = |entry: &Descriptor| match (digest, name) {
             (Some(digest), _) => entry.digest == digest,
@@ -137,14 +159,11 @@ impl Layout {
             [_, ..] if names.len() == 1 && found.iter().all(|entry| entry.platform.is_some()) => {
                 self.select(&Index { manifests: found, ..self.index.clone() }, platform)
             }
-            _ => {
-                let shown = |entry: &Descriptor| name_of(entry).unwrap_or(entry.digest.to_string());
-                Err(Error::NoImage {
-                    path: self.directory.clone(),
-                    wanted: name.map(str::to_owned),
-                    names: self.index.manifests.iter().map(shown).collect(),
-                })
-            }
+            _ => Err(Error::NoImage {
+                path: self.directory.clone(),
+                wanted: name.map(str::to_owned),
+                names: self.index.manifests.iter().map(shown).collect(),
+            }),
         }
     }
 
@@ -182,7 +201,16 @@ impl Layout {
     }
 }
 
-fn read_limited(path: &Path, limit: usize) -> Result<Vec<u8>, Error> {
+fn name_of(entry: &Descriptor) -> Option<String> {
+    entry.annotations.get(REF_NAME).cloned()
+}
+
+/// What a message calls an image.
+fn shown(entry: &Descriptor) -> String {
+    name_of(entry).unwrap_or_else(|| entry.digest.to_string())
+}
+
+pub(super) fn read_limited(path: &Path, limit: usize) -> Result<Vec<u8>, Error> {
     let failed = |source| Error::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();

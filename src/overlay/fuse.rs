@@ -9,12 +9,15 @@
 //! under a signature of ten.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -95,6 +98,27 @@ thread_local! {
 pub(super) struct Adapter {
     pub(super) overlay: Arc<Overlay>,
     pub(super) rendezvous: Arc<Rendezvous>,
+    pub(super) uncapped: Uncapped,
+}
+
+/// Which file each thread took the capability of last.
+///
+/// Before root writes to a file that has one, the kernel sends REMOVEXATTR and then a
+/// SETATTR that names nothing, which elsewhere means that set-id bits go. The flag that
+/// tells the two apart (`FATTR_KILL_SUIDGID`) isn't handed on by fuser.
+#[derive(Default)]
+pub(super) struct Uncapped(Mutex<HashMap<u32, Ino>>);
+
+impl Uncapped {
+    fn note(&self, thread: u32, ino: Ino) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(thread, ino);
+    }
+
+    /// Whether it was `ino`; it is told once.
+    fn take(&self, thread: u32, ino: Ino) -> bool {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        files.remove(&thread) == Some(ino)
+    }
 }
 
 /// The caches of a mount, by fuser's notifications.
@@ -169,8 +193,9 @@ impl Adapter {
 
     /// Whether set-id bits go with `change`. One that names nothing is how the kernel
     /// says just that, after chown(2) to nobody in particular and before a write;
-    /// or it means the capability that root writes over.
+    /// or it means the capability that root writes over (see [`Uncapped`]).
     fn takes_set_id(&self, request: &Request, node: INodeNo, change: &Change) -> bool {
+        let uncapped = self.uncapped.take(request.pid(), ino(node));
         let Change { mode, uid, gid, size, atime, mtime } = change;
         let times = atime.is_some() || mtime.is_some();
         if size.is_some() {
@@ -178,7 +203,7 @@ impl Adapter {
         } else if mode.is_some() || uid.is_some() || gid.is_some() || times {
             false
         } else {
-            is_unprivileged(request) || self.overlay.op_getxattr(ino(node), CAPABILITY).is_err()
+            is_unprivileged(request) || !uncapped
         }
     }
 
@@ -764,7 +789,16 @@ impl Filesystem for Adapter {
         reply_xattr(reply, size, result);
     }
 
-    fn removexattr(&self, _: &Request, node: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
+    fn removexattr(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        reply: fuser::ReplyEmpty,
+    ) {
+        if name.as_bytes() == CAPABILITY {
+            self.uncapped.note(request.pid(), ino(node));
+        }
         let result = self.answer(Operation::RemoveXattr, |overlay| {
             overlay.op_removexattr(ino(node), name.as_bytes())
         });

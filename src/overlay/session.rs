@@ -26,6 +26,7 @@ use rustix::mount::UnmountFlags;
 use super::Overlay;
 use super::fuse::Adapter;
 use super::fuse::Caches;
+use super::fuse::Uncapped;
 use super::kernel::Operation;
 use super::rendezvous::Rendezvous;
 use super::watchdog;
@@ -153,7 +154,8 @@ impl Overlay {
         let mut config = fuser::Config::default();
         config.acl = SessionACL::All;
         config.n_threads = Some(threads);
-        let adapter = Adapter { overlay: Arc::clone(self), rendezvous };
+        let uncapped = Uncapped::default();
+        let adapter = Adapter { overlay: Arc::clone(self), rendezvous, uncapped };
         let server = fuser::Session::from_fd(adapter, device, SessionACL::All, config);
         let background = server.and_then(fuser::Session::spawn).map_err(serve)?;
         *self.kernel() = Some(Arc::new(Caches(background.notifier())));

@@ -22,7 +22,7 @@ use super::error::Error;
 use super::well_known::{Answer, WellKnown};
 
 /// Docker Hub's key in config files and for helpers.
-const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+pub(super) const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 /// User name by which a helper says that the secret is an identity token.
 const TOKEN_USER: &str = "<token>";
 /// A helper may have to ask a cloud's metadata server, but not the user.
@@ -123,18 +123,22 @@ impl Environment {
             .extend(variables.filter(|(name, value)| WellKnown::reads(name) && !value.is_empty()));
     }
 
+    /// Docker's own config file; `None` if there is no place for one.
+    pub(super) fn docker_file(&self) -> Option<PathBuf> {
+        match (&self.docker_config, &self.home) {
+            (Some(directory), _) => Some(directory.join("config.json")),
+            (None, home) => Some(home.as_ref()?.join(".docker/config.json")),
+        }
+    }
+
     /// Files in the order in which they are asked, each once.
     fn files(&self) -> Vec<PathBuf> {
         let home = |below: &str| self.home.as_ref().map(|home| home.join(below));
-        let docker = match &self.docker_config {
-            Some(directory) => Some(directory.join("config.json")),
-            None => home(".docker/config.json"),
-        };
         let podman = self.runtime_directory.as_ref();
         let config_home = self.config_home.clone().or_else(|| home(".config"));
         let mut files: Vec<PathBuf> = Vec::new();
         let candidates = [
-            docker,
+            self.docker_file(),
             Some(PathBuf::from("/kaniko/.docker/config.json")),
             self.registry_auth_file.clone(),
             podman.map(|directory| directory.join("containers/auth.json")),
@@ -421,13 +425,13 @@ impl AuthShape {
 }
 
 /// A helper's name becomes part of a program's name, never of a path.
-fn is_helper_name(name: &str) -> bool {
+pub(super) fn is_helper_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\0'])
 }
 
 /// One spelling per registry: no scheme, no trailing slash, no API version, lower-case
 /// host, no default port, and `docker.io` for all of Docker Hub's names.
-fn normalize(key: &str) -> String {
+pub(super) fn normalize(key: &str) -> String {
     let key = key.trim();
     let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let (host, path) = key.split_once('/').unwrap_or((key, ""));
@@ -443,7 +447,7 @@ fn normalize(key: &str) -> String {
 }
 
 /// The bytes of a file; `None` when it does not exist.
-fn read_file(path: &Path) -> Result<Option<Vec<u8>>, String> {
+pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, String> {
     use std::io::Read as _;
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
