@@ -313,7 +313,7 @@ impl Session {
     /// Those of syncfs(2); `TimedOut` if the server doesn't answer: the log can't be
     /// trusted then.
     pub fn sync(&self) -> io::Result<()> {
-        apart(|| self.client.sync())?
+        self.client.sync()
     }
 
     fn control(&self, name: &str) -> Option<PathBuf> {
@@ -376,10 +376,7 @@ impl Session {
     /// from cutting it off, which ends the hanging too.
     fn sync_or_give_up(&self) {
         let (client, (done, wait)) = (self.client.clone(), std::sync::mpsc::sync_channel(1));
-        std::thread::spawn(move || {
-            let synced = apart(|| client.sync());
-            done.send(synced.and_then(|synced| synced))
-        });
+        std::thread::spawn(move || done.send(client.sync()));
         match wait.recv_timeout(GRACE) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "unmounting without the last writes"),
@@ -432,28 +429,41 @@ fn cut(at: &Path, control: Option<&Path>) {
 impl Client {
     /// See [`Session::sync`].
     fn sync(&self) -> io::Result<()> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&self.at, flags, Mode::empty())?;
-        rustix::fs::syncfs(&root)?;
-        // The kernel holds back what is more than it likes to have under way, so one
-        // meeting isn't enough: the last one must find that nothing came.
-        loop {
-            let writes = self.overlay.requests().of(Operation::Write);
-            self.wait_for_quiet(&root)?;
-            if self.overlay.requests().of(Operation::Write) == writes {
-                return Ok(());
+        match &self.quiet {
+            None => Err(io::ErrorKind::NotConnected.into()),
+            Some(Quiet::Meeting(rendezvous)) => apart(|| {
+                let root = self.sync_root()?;
+                self.repeat(|| meet(rendezvous, &root))
+            })?,
+            // Bells are files that are open here, and to ring them asks the mount nothing.
+            Some(Quiet::Idle(bells)) => {
+                apart(|| self.sync_root().map(drop))??;
+                self.repeat(|| bells.ring())
             }
         }
     }
 
-    /// Waits until whatever the kernel has sent is answered.
-    fn wait_for_quiet(&self, root: &OwnedFd) -> io::Result<()> {
-        let is_quiet = match &self.quiet {
-            None => false,
-            Some(Quiet::Idle(bells)) => bells.ring(),
-            Some(Quiet::Meeting(rendezvous)) => meet(rendezvous, root),
-        };
-        if is_quiet { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+    /// Starts the writing of dirty pages.
+    fn sync_root(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&self.at, flags, Mode::empty())?;
+        rustix::fs::syncfs(&root)?;
+        Ok(root)
+    }
+
+    /// Waits by `quiet` until whatever the kernel has sent is answered. It holds back
+    /// what is more than it likes to have under way, so once isn't enough: the last time
+    /// must find that nothing came.
+    fn repeat(&self, quiet: impl Fn() -> bool) -> io::Result<()> {
+        loop {
+            let writes = self.overlay.requests().of(Operation::Write);
+            if !quiet() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            if self.overlay.requests().of(Operation::Write) == writes {
+                return Ok(());
+            }
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use super::reply::Long;
 use super::reply::Reply;
 use super::reply::Short;
 use super::request::Request;
+use super::set_id;
 use super::set_id::Doubts;
 use crate::overlay::Overlay;
 use crate::overlay::answer;
@@ -356,13 +357,14 @@ impl Core {
         node: Ino,
         body: impl FnOnce(&Overlay) -> Answer<T>,
     ) -> Outcome<T> {
-        let is_root = header.uid == 0;
-        if is_root {
-            self.give_set_id_back(header, node);
-        } else {
-            self.doubts.settle(node);
+        if self.doubts.are_about(node) {
+            if set_id::may_keep(header.pid).unwrap_or(header.uid == 0) {
+                self.give_set_id_back(header, node);
+            } else {
+                self.doubts.settle(node);
+            }
         }
-        let may_not_keep = !is_root && !self.agreement.says_before_changing;
+        let may_not_keep = header.uid != 0 && !self.agreement.says_before_changing;
         self.overlay.answer_writer(operation, node, may_not_keep, body)
     }
 

@@ -7,11 +7,15 @@
 //! change of owner takes a capability away with REMOVEXATTR, too. What tells the last
 //! two apart is what follows: a WRITE that says that its writer may keep the bits, from
 //! the same thread, with nothing else of the kernel's about this file in between. So
-//! the bits go at once and come back with that WRITE.
+//! the bits go at once and come back with that WRITE. FALLOCATE and COPY_FILE_RANGE say
+//! nothing about their caller; there his capabilities are looked up, which is possible
+//! because he waits, and worth it because it hardly ever happens.
 //!
 //! The kernel asks for the capability again before the next write, except behind that
 //! SETATTR. So a change of owner and a write behind it are never taken for one.
 
+use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
@@ -94,12 +98,33 @@ impl Doubts {
         })
     }
 
+    /// Whether bits of `node` may have to come back.
+    pub(super) fn are_about(&self, node: Ino) -> bool {
+        !self.is_empty() && self.change(|list| list.iter().any(|doubt| doubt.node == node))
+    }
+
     /// Something else was asked about `node`.
     pub(super) fn settle(&self, node: Ino) {
         if !self.is_empty() {
             self.change(|list| list.retain(|doubt| doubt.node != node));
         }
     }
+}
+
+/// The first user namespace (`PROC_USER_INIT_INO`): a capability in another one doesn't
+/// let anybody keep set-id bits.
+const FIRST_NAMESPACE: &str = "user:[4026531837]";
+/// Number of CAP_FSETID (capability.h).
+const FSETID: u32 = 4;
+
+/// Whether a thread that waits for us has CAP_FSETID; `None` if that can't be known.
+pub(super) fn may_keep(thread: u32) -> Option<bool> {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    let namespace = fs::read_link(format!("/proc/{thread}/ns/user")).ok()?;
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let capabilities = u64::from_str_radix(capabilities.trim(), 16).ok()?;
+    let is_first = namespace == Path::new(FIRST_NAMESPACE);
+    Some(is_first && capabilities & (1 << FSETID) != 0)
 }
 
 #[cfg(test)]
