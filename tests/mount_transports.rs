@@ -361,20 +361,21 @@ const WHO: [(&str, &[&str]); 4] = [
 ];
 
 /// What he does to the file `f`, in Python: no shell has all of the calls.
-const HOW: [(&str, &str); 9] = [
-    ("truncate", "os.truncate('f', 1)"),
-    ("truncate to the same", "os.truncate('f', 7)"),
-    ("open to truncate", "os.close(os.open('f', os.O_WRONLY | os.O_TRUNC))"),
-    ("ftruncate", "os.ftruncate(os.open('f', os.O_WRONLY), 20)"),
-    ("write", "os.write(os.open('f', os.O_WRONLY), b'x')"),
-    ("write twice", "f = os.open('f', os.O_WRONLY); os.write(f, b'x'); os.write(f, b'y')"),
-    ("fallocate", "os.posix_fallocate(os.open('f', os.O_WRONLY), 0, 9000)"),
-    (
-        "copy_file_range",
-        "os.copy_file_range(os.open('other', os.O_RDONLY), os.open('f', os.O_WRONLY), 5)",
-    ),
-    ("chown to nobody in particular", "os.chown('f', -1, -1)"),
+const HOW: [&str; 9] = [
+    "os.truncate(f, 1)",
+    "os.truncate(f, 7)",
+    "os.open(f, os.O_WRONLY | os.O_TRUNC)",
+    "os.ftruncate(os.open(f, os.O_WRONLY), 20)",
+    "os.write(os.open(f, os.O_WRONLY), b'x')",
+    "o = os.open(f, os.O_WRONLY); os.write(o, b'x'); os.write(o, b'y')",
+    "os.posix_fallocate(os.open(f, os.O_WRONLY), 0, 9000)",
+    "os.copy_file_range(os.open('other', os.O_RDONLY), os.open(f, os.O_WRONLY), 5)",
+    "os.chown(f, -1, -1)",
 ];
+
+/// The files that it is done to: modes, and whether there is a capability.
+const FILES: [(u32, bool); 5] =
+    [(0o4755, false), (0o2711, false), (0o6775, false), (0o6775, true), (0o755, true)];
 
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -385,42 +386,46 @@ fn set_id_bits_and_capabilities_go_as_they_do_in_a_plain_directory() {
         eprintln!("skipped: no setpriv or no python3");
         return;
     }
+    let outcome = |at: &Path, options: &[&str]| {
+        fs::write(at.join("other"), "another").unwrap();
+        let mut script = "import os\n".to_owned();
+        let mut files = Vec::new();
+        for (number, call) in HOW.into_iter().enumerate() {
+            for (mode, has_capability) in FILES {
+                let name = format!("{number}-{mode:o}-{has_capability}");
+                let path = at.join(&name);
+                fs::write(&path, "content").unwrap();
+                std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+                if has_capability {
+                    let flags = rustix::fs::XattrFlags::empty();
+                    rustix::fs::setxattr(&path, "security.capability", &CAPABILITY, flags).unwrap();
+                }
+                script += &format!("f = '{name}'; {call}\n");
+                files.push((path, call, mode, has_capability));
+            }
+        }
+        let done = Command::new("setpriv")
+            .args(options)
+            .args(["python3", "-S", "-E", "-c", &script])
+            .current_dir(at)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let look = |(path, call, mode, has_capability): (std::path::PathBuf, _, _, bool)| {
+            let stat = fs::metadata(&path).unwrap();
+            let mut value = [0; 64];
+            let left = rustix::fs::getxattr(&path, "security.capability", &mut value[..]);
+            fs::remove_file(&path).unwrap();
+            format!("{call} {mode:o} {has_capability}: {:o} {} {left:?}", stat.mode(), stat.len())
+        };
+        files.into_iter().map(look).collect::<Vec<_>>()
+    };
     by_each(&OURS, |both| {
         for (who, options) in WHO {
-            for (what, call) in HOW {
-                for (mode, has_capability) in
-                    [(0o4755, false), (0o6775, false), (0o6775, true), (0o755, true)]
-                {
-                    let outcome = |at: &Path| {
-                        let path = at.join("f");
-                        fs::write(&path, "content").unwrap();
-                        fs::write(at.join("other"), "another").unwrap();
-                        std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
-                        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-                        if has_capability {
-                            let flags = rustix::fs::XattrFlags::empty();
-                            let name = "security.capability";
-                            rustix::fs::setxattr(&path, name, &CAPABILITY, flags).unwrap();
-                        }
-                        let done = Command::new("setpriv")
-                            .args(options)
-                            .args(["python3", "-S", "-E", "-c", &format!("import os; {call}")])
-                            .current_dir(at)
-                            .output()
-                            .unwrap();
-                        let stat = fs::metadata(&path).unwrap();
-                        let mut value = [0; 64];
-                        let left =
-                            rustix::fs::getxattr(&path, "security.capability", &mut value[..]);
-                        fs::remove_file(&path).unwrap();
-                        (done.status.code(), format!("{:o}", stat.mode()), left, stat.len())
-                    };
-                    let (ours, plain) = (outcome(&both.ours()), outcome(&both.plain()));
-                    assert_eq!(
-                        ours, plain,
-                        "{what} by {who}, mode {mode:o}, capability {has_capability}"
-                    );
-                }
+            let (ours, plain) = (outcome(&both.ours(), options), outcome(&both.plain(), options));
+            for (ours, plain) in ours.iter().zip(&plain) {
+                assert_eq!(ours, plain, "{who}");
             }
         }
     });
