@@ -247,9 +247,19 @@ impl Bells {
 
 /// Workers that have all they need, and wait for a mount.
 pub(super) struct Crew {
-    workers: Vec<(Sender<Start>, Receiver<io::Result<()>>, JoinHandle<io::Result<()>>)>,
+    workers: Vec<Hand>,
     bells: Arc<Bells>,
 }
+
+/// One of the crew.
+struct Hand {
+    start: Sender<Start>,
+    told: Receiver<io::Result<()>>,
+    thread: Thread,
+}
+
+/// A thread that answers until the mount is gone.
+type Thread = JoinHandle<io::Result<()>>;
 
 /// What a worker begins with.
 struct Start {
@@ -278,19 +288,18 @@ impl Crew {
             let thread = std::thread::Builder::new().name(format!("ring-{cpu}"));
             let thread = thread.spawn(move || {
                 let made = Worker::new(cpu, &queues, bells, bell);
-                let worker = made.map(|worker| {
-                    let _ = tell.send(Ok(()));
-                    worker
-                });
-                match worker {
-                    Ok(worker) => worker.run(&wait, &tell),
+                match made {
+                    Ok(worker) => {
+                        let _ = tell.send(Ok(()));
+                        worker.run(&wait, &tell)
+                    }
                     Err(error) => {
                         let _ = tell.send(Err(error));
                         Ok(())
                     }
                 }
             })?;
-            workers.push((start, told, thread));
+            workers.push(Hand { start, told, thread });
         }
         let crew = Self { workers, bells };
         crew.wait()?;
@@ -300,24 +309,23 @@ impl Crew {
     /// Waits until each worker has told how it went.
     fn wait(&self) -> io::Result<()> {
         let gone = |_| io::Error::other("a thread of the ring ended");
-        self.workers.iter().try_for_each(|(_, told, _)| told.recv().map_err(gone)?)
+        self.workers.iter().try_for_each(|hand| hand.told.recv().map_err(gone)?)
     }
 
     /// Lets them arm their queues and answer.
     ///
     /// # Errors
     /// When a queue can't be armed.
-    #[expect(clippy::type_complexity, reason = "both are used at once")]
     pub(super) fn start(
         self,
         core: &Arc<Core>,
         device: &Arc<OwnedFd>,
-    ) -> io::Result<(Arc<Bells>, Vec<JoinHandle<io::Result<()>>>)> {
-        for (start, _, _) in &self.workers {
-            let _ = start.send(Start { core: Arc::clone(core), device: Arc::clone(device) });
+    ) -> io::Result<(Arc<Bells>, Vec<Thread>)> {
+        for hand in &self.workers {
+            let _ = hand.start.send(Start { core: Arc::clone(core), device: Arc::clone(device) });
         }
         self.wait()?;
-        let threads = self.workers.into_iter().map(|(_, _, thread)| thread).collect();
+        let threads = self.workers.into_iter().map(|hand| hand.thread).collect();
         Ok((self.bells, threads))
     }
 }
@@ -353,7 +361,10 @@ impl Worker {
             tracing::debug!(%error, cpu, "a worker of the ring is not pinned");
         }
         let entries = u32::try_from(queues.len() + 1).unwrap_or(u32::MAX).next_power_of_two();
-        let ring = Ring::builder().setup_single_issuer().setup_defer_taskrun().build(entries)?;
+        // Not setup_defer_taskrun: of a thread that was killed the kernel then keeps what it
+        // has put off until the ring is closed. A thread of the same process that waits for
+        // the mount keeps the ring open, and not even fusectl would end the waiting.
+        let ring = Ring::builder().setup_single_issuer().setup_coop_taskrun().build(entries)?;
         let stride = HEADERS + tail_size();
         let mut memory = MmapMut::map_anon(stride * queues.len().max(1))?;
         let pieces = memory.chunks_exact_mut(stride);
@@ -396,8 +407,8 @@ impl Worker {
                 [vector(place.headers, HEADERS), vector(place.tail, tail_size())]
             })
             .collect();
-        for number in 0..self.places.len() {
-            let address = vectors[number].as_ptr() as u64;
+        for (number, vector) in vectors.iter().enumerate() {
+            let address = vector.as_ptr() as u64;
             let command = Command { queue: self.places[number].queue, ..Command::default() };
             let mut entry = command_entry(device, REGISTER, &command, Some(address), number);
             set_length(&mut entry, 2);

@@ -245,7 +245,7 @@ fn a_directory_is_listed_within_the_room_that_there_is() {
         let [low, high] = [offset as u32, (offset >> 32) as u32];
         let body = words(&[0, 0, low, high, 700, 0, 0, 0, 0, 0]);
         let listed = done(&core, ask(READDIRPLUS, node), &body);
-        assert!(listed.len() <= 700 && listed.len() % 8 == 0);
+        assert!(listed.len() <= 700 && listed.len().is_multiple_of(8));
         if listed.is_empty() {
             break;
         }
