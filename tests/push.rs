@@ -25,6 +25,7 @@ use fake::Registry;
 use fake::Rules;
 use image::Image;
 use tempfile::TempDir;
+use yadokari::oci::digest::Digest;
 
 const PASSWORD: &str = "hunter2-secret";
 
@@ -115,13 +116,16 @@ fn layouts_and_archives_are_pushed_whole_after_a_login() {
     let pushed = push(place.path(), &at("layout"), &[name("team/app:1"), name("other:2")]);
     assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
     let ours = Image::open(&at("layout"));
-    for tag in ["team/app:1", "other:2"] {
-        assert_eq!(pulled(place.path(), &name(tag)).manifest, ours.manifest, "{tag}");
-    }
     let index: serde_json::Value =
         serde_json::from_slice(&fs::read(at("layout/index.json")).expect("a file")).expect("JSON");
     let digest = index["manifests"][0]["digest"].as_str().expect("a digest");
     assert_eq!(String::from_utf8_lossy(&pushed.stdout), format!("{digest}\n"));
+    for (repository, tag) in [("team/app", "1"), ("other", "2")] {
+        let (_, manifest) = registry.manifest(repository, tag).expect("it was pushed");
+        assert_eq!(Digest::of(&manifest).to_string(), digest, "{repository}");
+        let image = pulled(place.path(), &name(&format!("{repository}:{tag}")));
+        assert_eq!(image.flatten(), ours.flatten(), "{repository}");
+    }
 
     // A tar of the layout, and what skopeo and we write for `docker load`; skopeo's
     // layers aren't compressed.
@@ -137,7 +141,8 @@ fn layouts_and_archives_are_pushed_whole_after_a_login() {
         let pushed = push(place.path(), &at(archive), std::slice::from_ref(&destination));
         assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
         let image = pulled(place.path(), &destination);
-        assert_eq!(image.config, ours.config, "{archive}");
+        assert_eq!(image.config["config"], ours.config["config"], "{archive}");
+        assert_eq!(image.config["rootfs"], ours.config["rootfs"], "{archive}");
         assert_eq!(image.flatten(), ours.flatten(), "{archive}");
         for layer in image.manifest["layers"].as_array().expect("layers") {
             let kind = layer["mediaType"].as_str().expect("a media type");
@@ -187,7 +192,7 @@ fn what_is_no_image_is_refused_and_nothing_is_sent() {
         ("few.tar", "0 layers and a config for 2"),
     ] {
         let seen = registry.seen().len();
-        let output = push(place.path(), &at(path), &[format!("{}/x:1", registry.host())]);
+        let output = push(place.path(), &at(path), &[format!("{}/xx:1", registry.host())]);
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{path}: {told}");
         assert!(told.contains(says), "{path}: {told}");
@@ -198,7 +203,7 @@ fn what_is_no_image_is_refused_and_nothing_is_sent() {
     let layout = Image::open(&at("layout"));
     let blob = layout.blob(&layout.manifest["layers"][1]["digest"]);
     fs::File::options().write(true).open(blob).and_then(|file| file.set_len(9)).expect("cut");
-    let output = push(place.path(), &at("layout"), &[format!("{}/x:1", registry.host())]);
+    let output = push(place.path(), &at("layout"), &[format!("{}/xx:1", registry.host())]);
     assert_eq!(output.status.code(), Some(1));
     assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
 }
