@@ -12,6 +12,7 @@ use crate::image::annotation::Annotations;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
+use crate::overlay::Transport;
 use crate::plan::Plan;
 use crate::plan::Stage;
 use crate::plan::named::Contexts;
@@ -235,6 +236,8 @@ pub struct Request {
     pub snapshot: SnapshotMode,
     /// Where RUN steps happen.
     pub root: RootChoice,
+    /// How requests reach the overlay.
+    pub fuse_transport: Transport,
     /// `--oci-layout-path`.
     pub oci_layout: Option<PathBuf>,
     /// `--tar-path`.

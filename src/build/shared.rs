@@ -52,6 +52,7 @@ use crate::plan::step::MountKind;
 use crate::plan::step::Origin;
 use crate::plan::step::RunStep;
 use crate::rootfs::InPlace;
+use crate::rootfs::Root;
 use crate::sandbox::Cancel;
 use crate::sandbox::Runner;
 use crate::step;
@@ -126,6 +127,8 @@ pub(super) struct State {
     named: Mutex<BTreeMap<String, NamedSlot>>,
     /// Memories of their files' digests.
     memories: Mutex<Vec<Arc<ContextDigests>>>,
+    /// Whether it was said why mounts are not served in the best way.
+    is_transport_told: AtomicBool,
     /// Agents with keys of `--ssh`, by id.
     agents: Mutex<BTreeMap<String, Arc<Agent>>>,
     reports: Mutex<Vec<StepReport>>,
@@ -267,6 +270,22 @@ impl<'a> Shared<'a> {
         let slot = lock(&self.state.stages).get(&index).cloned();
         let slot = slot.ok_or(Error::Panic)?;
         slot.wait().map_err(Error::Stage)
+    }
+
+    /// Mounts `root`, if it isn't yet, and gives the directory. Tells once if that isn't
+    /// served in the best way that the host offers.
+    ///
+    /// # Errors
+    /// What the host doesn't allow.
+    pub fn mount(&self, root: &mut Root) -> Result<PathBuf, Error> {
+        let at = root.mount(self.request.fuse_transport)?;
+        tracing::debug!(mount = %at.display(), "root mounted");
+        if let Some(why) = root.fallback()
+            && !self.state.is_transport_told.swap(true, Ordering::Relaxed)
+        {
+            self.observer.observe(Progress::Warning(why.to_owned()));
+        }
+        Ok(at)
     }
 
     /// Whether a step reads files that there are none of.
