@@ -3,7 +3,8 @@
 //! `cargo bench --bench overlay` prints what a mount, a snapshot of nothing and the
 //! memory come to on bases of 10,000 to 1,000,000 files. With three arguments the
 //! program is one of the competitors of `scripts/bench-overlay`: it mounts the layer in
-//! a tar and serves it until its standard input ends.
+//! a tar and serves it, by the transport that `YADOKARI_FUSE_TRANSPORT` names, until its
+//! standard input ends.
 
 use std::fs;
 use std::fs::File;
@@ -22,6 +23,7 @@ use yadokari::layer::LayerIndex;
 use yadokari::overlay::Lower;
 use yadokari::overlay::MountOptions;
 use yadokari::overlay::Overlay;
+use yadokari::overlay::Transport;
 use yadokari::snapshot::LogSnapshotter;
 use yadokari::snapshot::Snapshotter;
 
@@ -46,7 +48,9 @@ fn serve(tar: &Path, scratch: &Path, at: &Path) -> anyhow::Result<()> {
     let input = BufReader::new(File::open(tar)?);
     let written = layer::read(input, BufWriter::new(File::create(&blob)?))?;
     let overlay = Overlay::new(vec![lower(written.index, &blob)?], scratch)?;
-    let session = overlay.mount(at, MountOptions::default())?;
+    let name = std::env::var("YADOKARI_FUSE_TRANSPORT").unwrap_or_else(|_| "auto".to_owned());
+    let transport = Transport::named(&name).with_context(|| format!("no transport {name}"))?;
+    let session = overlay.mount(at, MountOptions { transport, ..MountOptions::default() })?;
     println!("ready");
     std::io::stdout().flush()?;
     std::io::stdin().read_to_end(&mut Vec::new())?;

@@ -236,24 +236,32 @@ def main():
     parser.add_argument("--base", required=True)
     parser.add_argument("-n", type=int, default=3, dest="rounds")
     parser.add_argument("--only", default="")
+    parser.add_argument("--transports", default="", help="device,ring,fuser: ours once for each")
+    parser.add_argument("--ours", action="store_true", help="ours alone, beside each other")
     arguments = parser.parse_args()
     wanted = [word for word in arguments.only.split(",") if word]
     work = tempfile.mkdtemp(prefix="yadokari-bench-", dir=os.environ.get("TMPDIR", "/var/tmp"))
     try:
         bench = Bench(arguments, work)
         kinds = [Native(bench), Overlayfs(bench), FuseOverlayfs(bench), Ours(bench)]
-        if os.path.exists("/sys/module/fuse/parameters/enable_uring"):
-            with open("/sys/module/fuse/parameters/enable_uring", encoding="ascii") as setting:
-                if setting.read().strip() == "Y":
-                    kinds[-1] = Ours(bench, "yadokari (dev)", {"YADOKARI_TRANSPORT": "dev"})
-                    kinds.append(Ours(bench, "yadokari (uring)", {"YADOKARI_TRANSPORT": "uring"}))
+        if arguments.transports:
+            kinds[-1:] = [
+                Ours(bench, f"yadokari ({name})", {"YADOKARI_FUSE_TRANSPORT": name})
+                for name in arguments.transports.split(",")
+            ]
         ours = [kind.name for kind in kinds[3:]]
+        if arguments.ours:
+            kinds[:3] = []
+        peers = [kind.name for kind in kinds if kind.name not in ours]
+        # Without peers, each transport is compared with the one that is named last.
+        if not peers:
+            peers = [ours.pop()]
         print(f"kernel {os.uname().release}, {os.cpu_count()} processors, "
               f"load {os.getloadavg()[0]:.1f}, {arguments.rounds} rounds; "
               "seconds of processor time (wall), medians; ratios of processor time\n")
         heads = [kind.name for kind in kinds]
         for name in ours:
-            heads += [f"{name} / {peer}" for peer in ("native", "overlayfs", "fuse-overlayfs")]
+            heads += [f"{name} / {peer}" for peer in peers]
         print("| workload | " + " | ".join(heads) + " |")
         print("| --- |" + " --- |" * len(heads))
         for workload in WORKLOADS:
@@ -269,7 +277,7 @@ def main():
                 wall = statistics.median(wall for _, wall in seen[kind.name])
                 cells.append(f"{cpu:.2f} ({wall:.2f})")
             for name in ours:
-                for peer in ("native", "overlayfs", "fuse-overlayfs"):
+                for peer in peers:
                     pairs = zip(seen[name], seen[peer])
                     ratio = statistics.median(mine[0] / max(other[0], 0.005) for mine, other in pairs)
                     cells.append(f"{ratio:.2f}")

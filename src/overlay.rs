@@ -27,9 +27,12 @@
 //!
 //! To read it: `inode.rs`, `table.rs`, `ops.rs`; `recorder.rs` and `view.rs` for
 //! before and after; `extent.rs` and `upper.rs` for bytes; `edit.rs` and `stub.rs`
-//! for calls; `fuse.rs`, `session.rs` and `watchdog.rs` for the mount.
+//! for calls; `session.rs` and `watchdog.rs` for the mount, `transport.rs` for how
+//! requests come, and `wire.rs` (or `fuse.rs`) for what they say.
 
+mod answer;
 mod content;
+mod device;
 mod edit;
 mod errno;
 mod extent;
@@ -40,14 +43,17 @@ mod lower;
 mod ops;
 mod recorder;
 mod rendezvous;
+mod ring;
 mod session;
 mod stub;
 mod table;
 #[cfg(test)]
 mod tests;
+mod transport;
 mod upper;
 mod view;
 mod watchdog;
+mod wire;
 
 pub use edit::Attributes;
 pub use edit::Follow;
@@ -59,6 +65,9 @@ pub use session::MountOptions;
 pub use session::Session;
 pub use session::open_device;
 pub use stub::Stubs;
+pub use transport::RING_SWITCH;
+pub use transport::Transport;
+pub use transport::is_ring_switched_on;
 
 use std::io;
 use std::path::Path;

@@ -21,6 +21,7 @@ use crate::overlay::MountError;
 use crate::overlay::MountOptions;
 use crate::overlay::Overlay;
 use crate::overlay::Session;
+use crate::overlay::Transport;
 
 /// An overlay, and its mount once there is one. Dropping it unmounts.
 pub struct Root {
@@ -94,14 +95,20 @@ impl Root {
     ///
     /// # Errors
     /// [`Error::Mount`] naming what the host doesn't allow.
-    pub fn mount(&mut self) -> Result<PathBuf, Error> {
+    pub fn mount(&mut self, transport: Transport) -> Result<PathBuf, Error> {
         let at = self.scratch.join("root");
         if self.session.is_none() {
             fs::create_dir_all(&at)
                 .map_err(|source| Error::Scratch { path: at.clone(), source })?;
-            self.session = Some(self.overlay.mount(&at, MountOptions::default())?);
+            let options = MountOptions { transport, ..MountOptions::default() };
+            self.session = Some(self.overlay.mount(&at, options)?);
         }
         Ok(at)
+    }
+
+    /// Why the mount, if there is one, isn't served in the best way that the host offers.
+    pub fn fallback(&self) -> Option<&str> {
+        self.session.as_ref()?.fallback()
     }
 
     /// Brings every write of ended processes into the overlay: pages of shared

@@ -37,7 +37,6 @@ use yadokari::layer::LayerIndex;
 use yadokari::overlay::Attributes;
 use yadokari::overlay::Lower;
 use yadokari::overlay::MountError;
-use yadokari::overlay::MountOptions;
 use yadokari::overlay::Overlay;
 use yadokari::overlay::Session;
 use yadokari::path::Name;
@@ -89,7 +88,7 @@ impl Mounted {
     }
 
     fn mount(&mut self) -> Result<(), MountError> {
-        let session = self.overlay.mount(&self.root(), MountOptions::default())?;
+        let session = self.overlay.mount(&self.root(), both::options())?;
         self.session = Some(session);
         Ok(())
     }
@@ -578,9 +577,9 @@ fn a_mount_in_use_is_cut_off() {
 #[test]
 fn two_mounts_at_once_and_a_bad_place_are_refused() {
     let Some(mounted) = Mounted::new() else { return };
-    let second = mounted.overlay.mount(mounted.place.path(), MountOptions::default());
+    let second = mounted.overlay.mount(mounted.place.path(), both::options());
     assert!(matches!(second, Err(MountError::Mounted)));
     let other = Overlay::new(Vec::new(), mounted.place.path()).unwrap();
-    let nowhere = other.mount(&mounted.place.path().join("nowhere"), MountOptions::default());
+    let nowhere = other.mount(&mounted.place.path().join("nowhere"), both::options());
     assert!(matches!(nowhere, Err(MountError::Mount { .. })));
 }

@@ -31,7 +31,6 @@ use yadokari::layer;
 use yadokari::layer::LayerIndex;
 use yadokari::overlay::Lower;
 use yadokari::overlay::MountError;
-use yadokari::overlay::MountOptions;
 use yadokari::overlay::Overlay;
 use yadokari::snapshot::LogSnapshotter;
 use yadokari::snapshot::Mode;
@@ -274,7 +273,7 @@ fn random_operations_do_the_same_here_and_on_the_host() {
     let _guard = Guard::of(&root);
     let mut lowers: Vec<Lower> = Vec::new();
     let mut overlay = Overlay::new(Vec::new(), &scratch).expect("an overlay");
-    let mut session = match overlay.mount(&root, MountOptions::default()) {
+    let mut session = match overlay.mount(&root, both::options()) {
         Ok(session) => session,
         Err(
             error @ (MountError::NoDevice(_)
@@ -325,7 +324,7 @@ fn random_operations_do_the_same_here_and_on_the_host() {
             // The kernel's caches hide what a filesystem forgot.
             1 => {
                 session.unmount().expect("unmounted");
-                session = overlay.mount(&root, MountOptions::default()).expect("mounted");
+                session = overlay.mount(&root, both::options()).expect("mounted");
                 assert_eq!(dump(&root), dump(&native), "remounted after step {step}");
             }
             // Go on over the layers alone. They carry no attributes but capabilities
@@ -334,7 +333,7 @@ fn random_operations_do_the_same_here_and_on_the_host() {
                 session.unmount().expect("unmounted");
                 drop((before, after));
                 overlay = Overlay::new(lowers.clone(), &scratch).expect("an overlay");
-                session = overlay.mount(&root, MountOptions::default()).expect("mounted");
+                session = overlay.mount(&root, both::options()).expect("mounted");
                 forget_what_layers_do_not_carry(&native);
                 assert_eq!(dump(&root), dump(&native), "over layers after step {step}");
             }

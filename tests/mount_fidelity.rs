@@ -56,18 +56,6 @@ fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index * 31 + index / 251) as u8).collect()
 }
 
-/// fuser 0.18 doesn't know the request. Programs go on with a name, as they must on
-/// NFS and older overlay filesystems.
-#[test]
-fn a_file_without_a_name_is_refused_as_not_supported() {
-    let Some(both) = Both::new() else { return };
-    let flags = OFlags::TMPFILE | OFlags::RDWR;
-    let opened = rustix::fs::open(both.ours(), flags, Mode::RUSR);
-    assert_eq!(opened.map(drop), Err(Errno::OPNOTSUPP));
-    tempfile::tempfile_in(both.ours()).unwrap().write_all(b"by a name").unwrap();
-    assert_eq!(fs::read_dir(both.ours()).unwrap().count(), 0);
-}
-
 #[test]
 fn two_mappings_and_calls_see_each_others_bytes() {
     let Some(mut both) = Both::new() else { return };
@@ -735,7 +723,7 @@ fn a_server_that_does_not_answer_is_cut_off() {
     overlay.put_file(root, &Name::new(b"f").unwrap(), &ATTRIBUTES, content).unwrap();
     let _guard = both::Guard::of(&at);
     let patience = Some(Duration::from_millis(300));
-    let options = MountOptions { patience, ..MountOptions::default() };
+    let options = MountOptions { patience, ..both::options() };
     let session = overlay.mount(&at, options).unwrap();
     // Waits, and can't be interrupted, until the connection is cut.
     let read = fs::read(at.join("f")).unwrap_err().raw_os_error().unwrap();

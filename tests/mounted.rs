@@ -59,7 +59,6 @@ use yadokari::layer::LayerIndex;
 use yadokari::layer::Written;
 use yadokari::oci::digest::DiffId;
 use yadokari::overlay::Lower;
-use yadokari::overlay::MountOptions;
 use yadokari::overlay::Overlay;
 use yadokari::overlay::Session;
 use yadokari::snapshot::LogSnapshotter;
@@ -126,7 +125,7 @@ impl Root {
 
     fn mount(&mut self) {
         self.session = None;
-        let session = self.overlay.mount(&self.at(), MountOptions::default());
+        let session = self.overlay.mount(&self.at(), both::options());
         self.session = Some(session.expect("mounted"));
     }
 

@@ -163,7 +163,11 @@ fn view(
     let path = RootPath::clamped(source.as_bytes()).unwrap_or_default();
     let found = resolve(&*root.overlay().after(), &path, true)
         .map_err(step::Error::io("look up", &path))?;
-    let top = if shared.is_in_place() { shared.unpack(root.overlay())? } else { root.mount()? };
+    let top = if shared.is_in_place() {
+        shared.unpack(root.overlay())?
+    } else {
+        shared.mount(&mut root)?
+    };
     let mounted = top.join(found.path.as_path());
     let is_directory = match found.node {
         None => true,

@@ -12,6 +12,7 @@ use crate::image::annotation::Annotations;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
+use crate::overlay::Transport;
 use crate::plan::Plan;
 use crate::plan::Stage;
 use crate::plan::named::Contexts;
@@ -235,6 +236,8 @@ pub struct Request {
     pub snapshot: SnapshotMode,
     /// Where RUN steps happen.
     pub root: RootChoice,
+    /// How requests reach the overlay.
+    pub fuse_transport: Transport,
     /// `--oci-layout-path`.
     pub oci_layout: Option<PathBuf>,
     /// `--tar-path`.
@@ -309,6 +312,29 @@ impl Request {
         } else {
             None
         }
+    }
+
+    /// Flags by which a snapshot of a RUN doesn't look everywhere: its layer may lack
+    /// what another build's has.
+    pub fn unseen(&self) -> Vec<String> {
+        let mut flags = Vec::new();
+        match self.snapshot {
+            SnapshotMode::Log | SnapshotMode::Walk(WalkMode::Full) => {}
+            SnapshotMode::Walk(WalkMode::Redo) => flags.push("--snapshot-mode=redo".to_owned()),
+            SnapshotMode::Walk(WalkMode::Time) => flags.push("--snapshot-mode=time".to_owned()),
+        }
+        if let RootChoice::InPlace { options, .. } = &self.root {
+            let exceptions = &options.exceptions;
+            let mut ignored: Vec<_> =
+                exceptions.ignored.iter().map(|path| format!("--ignore-path={path}")).collect();
+            ignored.sort();
+            ignored.dedup();
+            flags.append(&mut ignored);
+            if exceptions.ignore_var_run == Some(true) {
+                flags.push("--ignore-var-run".to_owned());
+            }
+        }
+        flags
     }
 
     /// Names of `--no-cache-filter` that no stage has.

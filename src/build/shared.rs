@@ -52,6 +52,7 @@ use crate::plan::step::MountKind;
 use crate::plan::step::Origin;
 use crate::plan::step::RunStep;
 use crate::rootfs::InPlace;
+use crate::rootfs::Root;
 use crate::sandbox::Cancel;
 use crate::sandbox::Runner;
 use crate::step;
@@ -126,6 +127,8 @@ pub(super) struct State {
     named: Mutex<BTreeMap<String, NamedSlot>>,
     /// Memories of their files' digests.
     memories: Mutex<Vec<Arc<ContextDigests>>>,
+    /// Whether it was said why mounts are not served in the best way.
+    is_transport_told: AtomicBool,
     /// Agents with keys of `--ssh`, by id.
     agents: Mutex<BTreeMap<String, Arc<Agent>>>,
     reports: Mutex<Vec<StepReport>>,
@@ -244,7 +247,8 @@ impl<'a> Shared<'a> {
         let run = || stage::run(self, index);
         let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
             .unwrap_or(Err(Error::Panic));
-        let is_lost = self.workshop.repo.as_ref().is_some_and(|repo| repo.is_lost());
+        let is_lost = self.workshop.repo.as_ref().is_some_and(|repo| repo.is_lost())
+            || self.workshop.store.lost();
         let is_absent =
             finished.as_ref().is_err_and(|error| matches!(error.cause(), Error::NotCached));
         // Others may go on: what they finish isn't done again.
@@ -266,6 +270,22 @@ impl<'a> Shared<'a> {
         let slot = lock(&self.state.stages).get(&index).cloned();
         let slot = slot.ok_or(Error::Panic)?;
         slot.wait().map_err(Error::Stage)
+    }
+
+    /// Mounts `root`, if it isn't yet, and gives the directory. Tells once if that isn't
+    /// served in the best way that the host offers.
+    ///
+    /// # Errors
+    /// What the host doesn't allow.
+    pub fn mount(&self, root: &mut Root) -> Result<PathBuf, Error> {
+        let at = root.mount(self.request.fuse_transport)?;
+        tracing::debug!(mount = %at.display(), "root mounted");
+        if let Some(why) = root.fallback()
+            && !self.state.is_transport_told.swap(true, Ordering::Relaxed)
+        {
+            self.observer.observe(Progress::Warning(why.to_owned()));
+        }
+        Ok(at)
     }
 
     /// Whether a step reads files that there are none of.
@@ -352,7 +372,13 @@ impl<'a> Shared<'a> {
             let digests: Vec<Digest> = chain.iter().map(|facts| facts.descriptor.digest).collect();
             repo.fetch_all(&digests, true, self.observer)?;
         }
-        chain.iter().map(|facts| Ok(self.workshop.lower(facts)?)).collect()
+        let lowers: Result<_, _> = chain.iter().map(|facts| self.workshop.lower(facts)).collect();
+        if lowers.is_err() && self.workshop.store.lost() {
+            // One is damaged or gone; others may be, and the build should begin again
+            // once and not for each of them.
+            chain.iter().for_each(|facts| self.workshop.store.doubt_blob(&facts.descriptor.digest));
+        }
+        Ok(lowers?)
     }
 
     /// An overlay that is only read.

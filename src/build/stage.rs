@@ -223,6 +223,7 @@ impl<'a> StageRun<'a> {
                 platform: stage.platform.clone(),
                 clamp: shared.workshop.clamp,
                 conditions: shared.request.conditions.clone(),
+                unseen: shared.request.unseen(),
             },
             ahead: Ahead::default(),
             root: None,
@@ -557,8 +558,7 @@ impl<'a> StageRun<'a> {
         let root = self.root.as_mut().expect("made just before");
         let in_place = self.shared.is_in_place();
         if is_run && !in_place {
-            let detail = root.mount()?;
-            tracing::debug!(mount = %detail.display(), "root mounted");
+            self.shared.mount(root)?;
         }
         let overlay = Arc::clone(root.overlay());
         let (base, chain) = (self.base_ids(), self.chain.clone());

@@ -11,6 +11,8 @@ use super::ladder;
 use crate::overlay;
 use crate::overlay::MountOptions;
 use crate::overlay::Overlay;
+use crate::overlay::RING_SWITCH;
+use crate::overlay::Transport;
 use crate::rootfs::outside::signs_of_a_container;
 use crate::sandbox;
 use crate::sandbox::Exit;
@@ -153,8 +155,13 @@ fn probe_overlay() -> Result<String, String> {
     std::fs::create_dir(&at).map_err(|error| text(&error))?;
     let overlay = Overlay::new(Vec::new(), directory.path()).map_err(|error| text(&error))?;
     let session = overlay.mount(&at, MountOptions::default()).map_err(|error| text(&error))?;
+    let over = match (session.transport(), session.fallback()) {
+        (Transport::Ring, _) => "over io_uring".to_owned(),
+        (_, Some(why)) => why.to_owned(),
+        _ => format!("over /dev/fuse; io_uring is off or not there ({RING_SWITCH})"),
+    };
     drop(session);
-    Ok("mounted one to try".to_owned())
+    Ok(format!("mounted one to try, {over}"))
 }
 
 /// Runs ourselves under the recorder.

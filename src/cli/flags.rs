@@ -269,6 +269,9 @@ pub struct Build {
     /// Which root to build in [default: the best that this host allows]
     #[arg(long, value_enum)]
     pub root: Option<RootKind>,
+    /// How requests reach the overlay [default: io_uring where the host has it switched on]
+    #[arg(long, env = "YADOKARI_FUSE_TRANSPORT", value_enum, default_value = "auto")]
+    pub fuse_transport: FuseTransport,
     /// Build in the root of this machine although it seems to be no container
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub force: bool,
@@ -374,6 +377,19 @@ pub enum RootKind {
     Overlay,
     /// The container's own `/`, as kaniko does it.
     Inplace,
+}
+
+/// `--fuse-transport`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum FuseTransport {
+    /// io_uring where the host has it switched on, else the device.
+    Auto,
+    /// read(2) and write(2) of `/dev/fuse`.
+    Device,
+    /// io_uring, or no mount.
+    Ring,
+    /// The fuser crate, without `O_TMPFILE`: to compare with.
+    Fuser,
 }
 
 /// `--network`.

@@ -9,6 +9,7 @@ use crate::build::Request;
 use crate::build::request::RootChoice;
 use crate::build::request::SecretSource;
 use crate::overlay;
+use crate::overlay::Transport;
 use crate::rootfs::in_place::Options;
 use crate::rootfs::outside::Exceptions;
 use crate::rootfs::outside::signs_of_a_container;
@@ -44,7 +45,7 @@ pub(super) fn choose(
         Ok(Chosen {
             root: RootChoice::Overlay,
             name: "overlay",
-            why: "FUSE in a private mount namespace".to_owned(),
+            why: format!("{} in a private mount namespace", fuse(request.fuse_transport)),
             warning: None,
         })
     };
@@ -79,6 +80,16 @@ pub(super) fn choose(
                 })
             })
         }
+    }
+}
+
+/// How FUSE will be spoken, as far as can be known before something is mounted.
+fn fuse(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Auto if overlay::is_ring_switched_on() => "FUSE over io_uring",
+        Transport::Auto | Transport::Device => "FUSE",
+        Transport::Ring => "FUSE over io_uring",
+        Transport::Fuser => "FUSE by the fuser crate",
     }
 }
 

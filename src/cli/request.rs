@@ -8,6 +8,7 @@ use super::attest;
 use super::cache_limits;
 use super::flags::Build;
 use super::flags::CompressionKind;
+use super::flags::FuseTransport;
 use super::flags::ImageFormat;
 use super::flags::NetworkKind;
 use super::flags::Pull;
@@ -25,6 +26,7 @@ use crate::image::annotation::Annotations;
 use crate::layer::compress::Compression;
 use crate::oci::platform::Platform;
 use crate::oci::reference::Reference;
+use crate::overlay::Transport;
 use crate::plan::step::Network;
 use crate::registry;
 use crate::snapshot::Mode as WalkMode;
@@ -169,6 +171,12 @@ pub(super) fn resolve(
             Snapshot::Time => SnapshotMode::Walk(WalkMode::Time),
         },
         root: RootChoice::default(), // the ladder decides
+        fuse_transport: match flags.fuse_transport {
+            FuseTransport::Auto => Transport::Auto,
+            FuseTransport::Device => Transport::Device,
+            FuseTransport::Ring => Transport::Ring,
+            FuseTransport::Fuser => Transport::Fuser,
+        },
         oci_layout: flags.oci_layout_path.clone(),
         tar: flags.tar_path.clone(),
         digest_file: flags.digest_file.clone(),

@@ -12,8 +12,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::AssertUnwindSafe;
-use std::panic::catch_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -29,7 +27,6 @@ use fuser::FileType;
 use fuser::Filesystem;
 use fuser::Generation;
 use fuser::INodeNo;
-use fuser::InitFlags;
 use fuser::KernelConfig;
 use fuser::LockOwner;
 use fuser::Notifier;
@@ -39,6 +36,7 @@ use fuser::Request;
 use fuser::TimeOrNow;
 
 use super::Overlay;
+use super::answer;
 use super::errno::Answer;
 use super::errno::Fault;
 use super::inode::Attributes;
@@ -48,46 +46,17 @@ use super::kernel::Operation;
 use super::ops::Change;
 use super::ops::Listed;
 use super::ops::NewNode;
-use super::ops::Rename;
-use super::ops::Seek;
-use super::ops::SetMode;
 use super::ops::SetTime;
-use super::ops::Space;
 use super::rendezvous::Rendezvous;
 use super::table::CAPABILITY;
 use crate::tree::Device;
 use crate::tree::Kind;
 use crate::tree::Timestamp;
 
-/// How long an answer is good: longer than any build. The kernel counts in jiffies
-/// and cuts what doesn't fit.
-const FOREVER: Duration = Duration::from_secs(1 << 31);
 /// Inode numbers are reused only after the kernel forgot them, so they need no generation.
 const GENERATION: Generation = Generation(0);
-/// Largest write and read that the kernel sends in one request (its limit is 256 pages).
-const MAX_WRITE: u32 = 1 << 20;
-/// Requests that may wait in the background (readahead); the default of 16 starves
-/// several readers.
-const MAX_BACKGROUND: u16 = 64;
-/// What stat(2) says about a directory's size, as ext4 does: some programs take 0
-/// for broken.
-const DIRECTORY_SIZE: u64 = 4096;
-/// What stat(2) recommends as the size of an I/O request.
-const BLOCK_SIZE: u32 = 4096;
-
-/// Asked for where the kernel has them. Not asked for, on purpose: WRITEBACK_CACHE
-/// (attributes go stale at each close), ATOMIC_O_TRUNC (without OPEN requests a
-/// truncation would be lost), POSIX_ACL (kept, not enforced). With HANDLE_KILLPRIV_V2
-/// set-id bits and capabilities are taken away here, and the kernel asks for
-/// capabilities before the first write only, not before each.
-const WANTED: [InitFlags; 6] = [
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-];
+/// See [`answer::FOREVER`].
+const FOREVER: Duration = Duration::from_secs(answer::FOREVER);
 
 thread_local! {
     /// Where a thread puts the bytes of a READ; grows to the largest once.
@@ -148,29 +117,16 @@ fn trace_failure(what: &str, result: std::io::Result<()>) {
 }
 
 impl Adapter {
-    /// Counts the request and runs `body`. A panic in it becomes EIO, and the log is
-    /// not to be trusted any more.
+    /// See [`Overlay::answer`].
     fn answer<T>(
         &self,
         operation: Operation,
         body: impl FnOnce(&Overlay) -> Answer<T>,
     ) -> Result<T, Errno> {
-        self.overlay.requests().count(operation);
-        let _under_way = self.overlay.pulse.begin();
-        match catch_unwind(AssertUnwindSafe(|| body(&self.overlay))) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(fault)) => Err(errno(&fault)),
-            Err(_) => {
-                tracing::error!(?operation, "a request of the kernel failed inside");
-                let why = format!("answering {operation:?} failed inside the overlay");
-                self.overlay.table().recorder.lose(why);
-                Err(Errno::EIO)
-            }
-        }
+        self.overlay.answer(operation, body).map_err(Errno::from_i32)
     }
 
-    /// Runs `body`, which writes to `node`. If the writer `may_not_keep` set-id bits,
-    /// they go first, and the kernel is told: it runs programs by what it has cached.
+    /// See [`Overlay::answer_writer`].
     fn answer_writer<T>(
         &self,
         operation: Operation,
@@ -178,17 +134,8 @@ impl Adapter {
         may_not_keep: bool,
         body: impl FnOnce(&Overlay) -> Answer<T>,
     ) -> Result<T, Errno> {
-        let (result, is_changed) = self.answer(operation, |overlay| {
-            let is_changed = may_not_keep && overlay.op_kill_set_id(ino(node))?;
-            Ok((body(overlay)?, is_changed))
-        })?;
-        if is_changed {
-            let kernel = self.overlay.kernel().clone();
-            if let Some(kernel) = kernel {
-                kernel.drop_attributes(ino(node));
-            }
-        }
-        Ok(result)
+        let result = self.overlay.answer_writer(operation, ino(node), may_not_keep, body);
+        result.map_err(Errno::from_i32)
     }
 
     /// Whether set-id bits go with `change`. One that names nothing is how the kernel
@@ -208,18 +155,12 @@ impl Adapter {
     }
 
     fn refuse(&self, operation: Operation) -> Errno {
-        self.overlay.requests().count(operation);
-        Errno::ENOSYS
+        Errno::from_i32(self.overlay.refuse(operation))
     }
 }
 
-fn errno(fault: &Fault) -> Errno {
-    Errno::from_i32(fault.errno())
-}
-
-/// A number that can't be one of ours leads to ESTALE, as one that is gone does.
 fn ino(number: INodeNo) -> Ino {
-    Ino::try_from(number.0).unwrap_or(0)
+    answer::ino(number.0)
 }
 
 /// Whether set-id bits of a file go when this caller writes to it. The kernel says it
@@ -255,7 +196,7 @@ fn reply_xattr(reply: fuser::ReplyXattr, size: u32, result: Result<Vec<u8>, Errn
     match result {
         Ok(value) if size == 0 => reply.size(value.len() as u32),
         Ok(value) if value.len() <= size as usize => reply.data(&value),
-        Ok(_) => reply.error(errno(&Fault::Range)),
+        Ok(_) => reply.error(Errno::from_i32(Fault::Range.errno())),
         Err(error) => reply.error(error),
     }
 }
@@ -264,7 +205,7 @@ fn file_attr(attributes: &Attributes) -> FileAttr {
     let face = &attributes.face;
     FileAttr {
         ino: INodeNo(u64::from(attributes.ino)),
-        size: if face.kind == Kind::Directory { DIRECTORY_SIZE } else { face.size },
+        size: answer::shown_size(attributes),
         blocks: attributes.blocks,
         atime: system_time(attributes.atime),
         mtime: system_time(face.mtime),
@@ -275,8 +216,8 @@ fn file_attr(attributes: &Attributes) -> FileAttr {
         nlink: face.links,
         uid: face.uid,
         gid: face.gid,
-        rdev: packed_device(face.device),
-        blksize: BLOCK_SIZE,
+        rdev: answer::packed_device(face.device),
+        blksize: answer::BLOCK_SIZE,
         flags: 0,
     }
 }
@@ -312,27 +253,6 @@ fn file_type(kind: Kind) -> FileType {
         Kind::Fifo => FileType::NamedPipe,
         Kind::Socket => FileType::Socket,
     }
-}
-
-fn kind_of(mode: u32) -> Option<Kind> {
-    Some(match mode & libc::S_IFMT {
-        libc::S_IFREG | 0 => Kind::File,
-        libc::S_IFCHR => Kind::CharDevice,
-        libc::S_IFBLK => Kind::BlockDevice,
-        libc::S_IFIFO => Kind::Fifo,
-        libc::S_IFSOCK => Kind::Socket,
-        _ => return None,
-    })
-}
-
-/// The kernel's `new_encode_dev` (include/linux/kdev_t.h): 12 bits of major between
-/// two parts of minor.
-fn packed_device(device: Device) -> u32 {
-    (device.minor & 0xff) | ((device.major & 0xfff) << 8) | ((device.minor & !0xff) << 12)
-}
-
-fn unpacked_device(packed: u32) -> Device {
-    Device { major: (packed & 0xf_ff00) >> 8, minor: (packed & 0xff) | ((packed >> 12) & 0xf_ff00) }
 }
 
 fn system_time(time: Timestamp) -> SystemTime {
@@ -371,45 +291,16 @@ fn set_time(time: TimeOrNow) -> SetTime {
     }
 }
 
-fn rename_mode(flags: RenameFlags) -> Option<Rename> {
-    let (no_replace, exchange, whiteout) =
-        (RenameFlags::RENAME_NOREPLACE, RenameFlags::RENAME_EXCHANGE, RenameFlags::RENAME_WHITEOUT);
-    match flags {
-        flags if flags.is_empty() => Some(Rename::Replace),
-        flags if flags == no_replace => Some(Rename::NoReplace),
-        flags if flags == exchange => Some(Rename::Exchange),
-        flags if flags == whiteout => Some(Rename::Whiteout),
-        flags if flags == no_replace | whiteout => Some(Rename::NoReplaceWhiteout),
-        _ => None,
-    }
-}
-
-/// What the mode of fallocate(2) asks for; the kernel refuses the rest itself.
-fn space(mode: i32) -> Option<Space> {
-    const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
-    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
-    const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
-    const ZERO_KEEP: i32 = ZERO | KEEP;
-    match mode {
-        0 => Some(Space::Extend),
-        KEEP => Some(Space::Keep),
-        PUNCH => Some(Space::Punch),
-        ZERO => Some(Space::Zero),
-        ZERO_KEEP => Some(Space::ZeroKeep),
-        _ => None,
-    }
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for flag in WANTED {
+        for flag in answer::WANTED {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel lacks a FUSE feature");
             }
         }
         // Both are within fuser's limits; if that changes, its own choice works too.
-        let _ = config.set_max_write(MAX_WRITE);
-        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_max_write(answer::MAX_WRITE);
+        let _ = config.set_max_background(answer::MAX_BACKGROUND);
         Ok(())
     }
 
@@ -486,14 +377,14 @@ impl Filesystem for Adapter {
         reply: fuser::ReplyEntry,
     ) {
         let result = self.answer(Operation::MkNod, |overlay| {
-            let kind = kind_of(mode).ok_or(Fault::Invalid)?;
+            let kind = answer::kind_of(mode)?;
             let is_device = matches!(kind, Kind::CharDevice | Kind::BlockDevice);
             let new = NewNode {
                 kind,
                 mode: (mode & 0o7777) as u16,
                 uid: request.uid(),
                 gid: request.gid(),
-                device: if is_device { unpacked_device(rdev) } else { Device::default() },
+                device: if is_device { answer::unpacked_device(rdev) } else { Device::default() },
                 target: &[],
             };
             overlay.op_make(ino(parent), name.as_bytes(), &new)
@@ -569,7 +460,7 @@ impl Filesystem for Adapter {
         reply: fuser::ReplyEmpty,
     ) {
         let result = self.answer(Operation::Rename, |overlay| {
-            let how = rename_mode(flags).ok_or(Fault::Invalid)?;
+            let how = answer::rename_mode(flags.bits())?;
             let from = (ino(parent), name.as_bytes());
             overlay.op_rename(from, (ino(newparent), newname.as_bytes()), how)
         });
@@ -623,7 +514,7 @@ impl Filesystem for Adapter {
         reply: fuser::ReplyData,
     ) {
         BUFFER.with_borrow_mut(|buffer| {
-            let wanted = size.min(MAX_WRITE) as usize;
+            let wanted = size.min(answer::MAX_WRITE) as usize;
             if buffer.len() < wanted {
                 buffer.resize(wanted, 0);
             }
@@ -737,9 +628,9 @@ impl Filesystem for Adapter {
                 stat.f_bavail,
                 stat.f_files,
                 stat.f_ffree,
-                u32::try_from(stat.f_bsize).unwrap_or(BLOCK_SIZE),
+                u32::try_from(stat.f_bsize).unwrap_or(answer::BLOCK_SIZE),
                 super::lower::MAX_NAME as u32,
-                u32::try_from(stat.f_frsize).unwrap_or(BLOCK_SIZE),
+                u32::try_from(stat.f_frsize).unwrap_or(answer::BLOCK_SIZE),
             ),
             Err(error) => reply.error(error),
         }
@@ -756,13 +647,7 @@ impl Filesystem for Adapter {
         reply: fuser::ReplyEmpty,
     ) {
         let result = self.answer(Operation::SetXattr, |overlay| {
-            let mode = match flags {
-                0 => SetMode::Any,
-                libc::XATTR_CREATE => SetMode::Create,
-                libc::XATTR_REPLACE => SetMode::Replace,
-                _ => return Err(Fault::Invalid),
-            };
-            overlay.op_setxattr(ino(node), name.as_bytes(), value, mode)
+            overlay.op_setxattr(ino(node), name.as_bytes(), value, answer::set_mode(flags)?)
         });
         reply_empty(reply, result);
     }
@@ -832,8 +717,7 @@ impl Filesystem for Adapter {
     ) {
         let may_not_keep = is_unprivileged(request);
         let result = self.answer_writer(Operation::Fallocate, node, may_not_keep, |overlay| {
-            let what = space(mode).ok_or(Fault::Unsupported)?;
-            overlay.op_fallocate(ino(node), offset, length, what)
+            overlay.op_fallocate(ino(node), offset, length, answer::space(mode)?)
         });
         reply_empty(reply, result);
     }
@@ -847,16 +731,8 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: fuser::ReplyLseek,
     ) {
-        let result = self.answer(Operation::Lseek, |overlay| {
-            let what = match whence {
-                libc::SEEK_DATA => Seek::Data,
-                libc::SEEK_HOLE => Seek::Hole,
-                _ => return Err(Fault::Invalid),
-            };
-            let offset = u64::try_from(offset).map_err(|_| Fault::NoOffset)?;
-            let found = overlay.op_seek(ino(node), offset, what)?;
-            i64::try_from(found).map_err(|_| Fault::NoOffset)
-        });
+        let result =
+            self.answer(Operation::Lseek, |overlay| overlay.seek(ino(node), offset, whence));
         match result {
             Ok(offset) => reply.offset(offset),
             Err(error) => reply.error(error),
@@ -891,14 +767,6 @@ impl Filesystem for Adapter {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn device_numbers_survive_the_kernels_packing() {
-        for (major, minor) in [(0, 0), (1, 3), (259, 1_048_575), (4095, 300)] {
-            let device = Device { major, minor };
-            assert_eq!(unpacked_device(packed_device(device)), device);
-        }
-    }
 
     #[test]
     fn times_before_1970_are_read_as_fuser_means_them() {

@@ -224,6 +224,8 @@ pub(super) struct Inode {
     pub(super) places: Places,
     /// Whether `places` may lack names that a layer has and nobody looked up.
     pub(super) has_hidden_names: bool,
+    /// Whether it was made without a name and may be given one (`O_TMPFILE`).
+    pub(super) is_linkable: bool,
 }
 
 impl Inode {
@@ -238,6 +240,7 @@ impl Inode {
             matter,
             places: Places::None,
             has_hidden_names: false,
+            is_linkable: false,
         }
     }
 

@@ -88,6 +88,8 @@ operations! {
     Link "LINK",
     Open "OPEN",
     Create "CREATE",
+    TmpFile "TMPFILE",
+    Release "RELEASE",
     OpenDir "OPENDIR",
     Read "READ",
     Write "WRITE",

@@ -67,6 +67,19 @@ pub(super) struct Change {
     pub(super) mtime: Option<SetTime>,
 }
 
+impl Change {
+    /// Whether nothing is to be changed.
+    pub(super) fn names_nothing(&self) -> bool {
+        let Self { mode, uid, gid, size, atime, mtime } = self;
+        mode.is_none()
+            && uid.is_none()
+            && gid.is_none()
+            && size.is_none()
+            && atime.is_none()
+            && mtime.is_none()
+    }
+}
+
 /// A node to be made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewNode<'a> {
@@ -190,19 +203,31 @@ impl Overlay {
     }
 
     /// Takes set-user-ID and set-group-ID from a file that is about to be written to
-    /// by somebody who may not keep them; whether there was one. The kernel leaves
-    /// this to a filesystem that it agreed on `HANDLE_KILLPRIV_V2` with.
-    pub(super) fn op_kill_set_id(&self, ino: Ino) -> Answer<bool> {
+    /// by somebody who may not keep them; gives the mode it had, if there was one. The
+    /// kernel leaves this to a filesystem that it agreed on `HANDLE_KILLPRIV_V2` with.
+    pub(super) fn op_kill_set_id(&self, ino: Ino) -> Answer<Option<u16>> {
         let mut table = self.table();
         let face = table.inode(ino)?.face;
         let mode = without_set_id(face.mode);
         if face.kind != Kind::File || mode == face.mode {
-            return Ok(false);
+            return Ok(None);
         }
         table.touch(ino, true)?;
         let inode = table.inode_mut(ino)?;
         inode.face.mode = mode;
         inode.set_ctime(now());
+        Ok(Some(face.mode))
+    }
+
+    /// Undoes [`Overlay::op_kill_set_id`], which gave `mode`, unless the mode was
+    /// changed since; whether it did.
+    pub(super) fn op_give_set_id_back(&self, ino: Ino, mode: u16) -> Answer<bool> {
+        let mut table = self.table();
+        let inode = table.inode_mut(ino)?;
+        if inode.face.kind != Kind::File || inode.face.mode != without_set_id(mode) {
+            return Ok(false);
+        }
+        inode.face.mode = mode;
         Ok(true)
     }
 
@@ -220,6 +245,23 @@ impl Overlay {
     ) -> Answer<Attributes> {
         let mut table = self.table();
         let ino = table.make(parent, name, new)?;
+        table.remember(ino);
+        table.attributes(ino)
+    }
+
+    /// `TMPFILE`: a file in `parent` that has no name, and may be given one later if it
+    /// `is_linkable`. Counts as looked up once.
+    pub(super) fn op_make_nameless(
+        &self,
+        parent: Ino,
+        new: &NewNode<'_>,
+        is_linkable: bool,
+    ) -> Answer<Attributes> {
+        let mut table = self.table();
+        table.directory(parent)?;
+        let mut inode = table.new_inode(parent, new, now())?;
+        inode.is_linkable = is_linkable;
+        let ino = table.create(inode)?;
         table.remember(ino);
         table.attributes(ino)
     }
@@ -343,6 +385,15 @@ impl Table {
             return Err(Fault::Exists);
         }
         let now = now();
+        let inode = self.new_inode(parent, new, now)?;
+        let ino = self.create(inode)?;
+        self.inode_mut(ino)?.face.links = 1;
+        self.enter(parent, name, ino, now)?;
+        Ok(ino)
+    }
+
+    /// What [`Table::make`] puts into `parent`, with no name and no number yet.
+    fn new_inode(&self, parent: Ino, new: &NewNode<'_>, now: Timestamp) -> Answer<Inode> {
         let above = self.inode(parent)?.face;
         let mut stat =
             Stat { uid: new.uid, gid: new.gid, mtime: now, ..Stat::new(new.kind, new.mode) };
@@ -365,10 +416,7 @@ impl Table {
             Kind::File => Matter::File(None),
             _ => Matter::Special,
         };
-        let ino = self.create(Inode::new(&stat, matter))?;
-        self.inode_mut(ino)?.face.links = 1;
-        self.enter(parent, name, ino, now)?;
-        Ok(ino)
+        Ok(Inode::new(&stat, matter))
     }
 
     /// An entry can't be made in a directory that was removed.
@@ -395,7 +443,8 @@ impl Table {
         if self.is_directory(ino)? {
             return Err(Fault::NotPermitted);
         }
-        if self.inode(ino)?.face.links == 0 {
+        let inode = self.inode(ino)?;
+        if inode.face.links == 0 && !inode.is_linkable {
             return Err(Fault::NotFound);
         }
         if self.child(parent, name)?.is_some() {
@@ -403,6 +452,7 @@ impl Table {
         }
         let now = now();
         self.link(ino, now)?;
+        self.inode_mut(ino)?.is_linkable = false;
         self.enter(parent, name, ino, now)
     }
 

@@ -1,7 +1,7 @@
 //! A mount of the overlay, from mount(2) to the end of its threads.
 //!
-//! The device is opened and mounted here, without a helper program; fuser reads the
-//! requests. The session ends when the last user of the mount is gone, and
+//! The device is opened and mounted here, without a helper program; `transport.rs` has
+//! what answers. The session ends when the last user of the mount is gone, and
 //! [`Session::unmount`] sees to that: a mount that is still in use is cut off.
 
 use std::fs;
@@ -13,10 +13,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fuser::BackgroundSession;
-use fuser::SessionACL;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -24,11 +23,13 @@ use rustix::mount::MountFlags;
 use rustix::mount::UnmountFlags;
 
 use super::Overlay;
-use super::fuse::Adapter;
-use super::fuse::Caches;
-use super::fuse::Uncapped;
 use super::kernel::Operation;
 use super::rendezvous::Rendezvous;
+use super::ring::Crew;
+use super::transport;
+use super::transport::Quiet;
+use super::transport::Server;
+use super::transport::Transport;
 use super::watchdog;
 use super::watchdog::Watchdog;
 
@@ -74,15 +75,18 @@ pub enum MountError {
     /// The overlay is mounted already; a second kernel cache would not see edits.
     #[error("the overlay is mounted already")]
     Mounted,
-    /// The kernel and fuser couldn't agree, or threads couldn't be started.
+    /// The kernel and we couldn't agree, or threads couldn't be started.
     #[error("cannot serve the mount on {}", at.display())]
     Serve {
         /// The directory.
         at: PathBuf,
-        /// What fuser said.
+        /// Why.
         #[source]
         source: io::Error,
     },
+    /// [`Transport::Ring`] was asked for and can't be had.
+    #[error("FUSE over io_uring is impossible here")]
+    Ring(#[source] io::Error),
 }
 
 /// How to mount.
@@ -92,12 +96,18 @@ pub struct MountOptions {
     pub threads: Option<NonZeroUsize>,
     /// How long a request may take before the mount is cut off; `None`: five minutes.
     pub patience: Option<Duration>,
+    /// How requests come from the kernel.
+    pub transport: Transport,
 }
 
 /// A live mount. Dropping it unmounts.
 pub struct Session {
     client: Client,
-    background: Option<BackgroundSession>,
+    /// What answers; empty if nothing ever did.
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    transport: Transport,
+    /// Why it isn't a better one.
+    fallback: Option<String>,
     /// Number of the connection in `/sys/fs/fuse/connections`.
     connection: Option<u32>,
     is_mounted: bool,
@@ -109,7 +119,8 @@ pub struct Session {
 struct Client {
     overlay: Arc<Overlay>,
     at: PathBuf,
-    rendezvous: Arc<Rendezvous>,
+    /// Set when there is somebody to ask.
+    quiet: Option<Quiet>,
 }
 
 impl std::fmt::Debug for Session {
@@ -133,39 +144,71 @@ impl Overlay {
         if self.kernel().is_some() {
             return Err(MountError::Mounted);
         }
+        let mut fallback = None;
+        if options.transport.tries_ring() {
+            // It must have everything before the kernel hears of it, and takes threads
+            // only if it does.
+            let failed = match Crew::gather() {
+                Ok(crew) => {
+                    let session = self.mount_by(at, options, Transport::Ring, |device| {
+                        transport::serve_ring(self, device, crew)
+                    });
+                    match session {
+                        Err(MountError::Serve { source, .. }) => source,
+                        session => return session,
+                    }
+                }
+                Err(error) => error,
+            };
+            if options.transport == Transport::Ring {
+                return Err(MountError::Ring(failed));
+            }
+            fallback = Some(format!(
+                "FUSE over io_uring is switched on and does not work here ({failed}); requests \
+                 are read from {DEVICE} instead"
+            ));
+        }
+        let threads = options.threads.map_or_else(default_threads, NonZeroUsize::get);
+        let mut session = self.mount_by(at, options, options.transport, |device| {
+            transport::serve(self, device, threads, options.transport)
+        })?;
+        session.fallback = fallback;
+        Ok(session)
+    }
+
+    /// Mounts, and lets `serve` answer.
+    fn mount_by(
+        self: &Arc<Self>,
+        at: &Path,
+        options: MountOptions,
+        transport: Transport,
+        serve: impl FnOnce(OwnedFd) -> io::Result<Server>,
+    ) -> Result<Session, MountError> {
         let device = open_device()?;
         mount(&device, at)?;
         // From here on, dropping it unmounts.
-        let threads = options.threads.map_or_else(default_threads, NonZeroUsize::get);
-        let rendezvous = Arc::new(Rendezvous::new(threads));
-        let client = Client {
-            overlay: Arc::clone(self),
-            at: at.to_owned(),
-            rendezvous: Arc::clone(&rendezvous),
-        };
+        let client = Client { overlay: Arc::clone(self), at: at.to_owned(), quiet: None };
         let mut session = Session {
             client,
-            background: None,
+            threads: Vec::new(),
+            transport,
+            fallback: None,
             connection: None,
             is_mounted: true,
             watchdog: None,
         };
-        let serve = |source| MountError::Serve { at: at.to_owned(), source };
-        let mut config = fuser::Config::default();
-        config.acl = SessionACL::All;
-        config.n_threads = Some(threads);
-        let uncapped = Uncapped::default();
-        let adapter = Adapter { overlay: Arc::clone(self), rendezvous, uncapped };
-        let server = fuser::Session::from_fd(adapter, device, SessionACL::All, config);
-        let background = server.and_then(fuser::Session::spawn).map_err(serve)?;
-        *self.kernel() = Some(Arc::new(Caches(background.notifier())));
-        session.background = Some(background);
+        let failed = |source| MountError::Serve { at: at.to_owned(), source };
+        let server = serve(device).map_err(failed)?;
+        session.threads = server.threads;
+        session.transport = server.transport;
+        session.client.quiet = Some(server.quiet);
+        *self.kernel() = Some(server.kernel);
         session.connection = apart(|| connection_of(at)).unwrap_or_default();
         session.raise_read_ahead();
         let (at, abort) = (at.to_owned(), session.control("abort"));
         let patience = options.patience.unwrap_or(watchdog::PATIENCE);
         let watchdog = Watchdog::start(self, patience, move || cut(&at, abort.as_deref()));
-        session.watchdog = Some(watchdog.map_err(serve)?);
+        session.watchdog = Some(watchdog.map_err(failed)?);
         Ok(session)
     }
 }
@@ -252,6 +295,16 @@ impl Session {
         &self.client.at
     }
 
+    /// How requests come from the kernel: never [`Transport::Auto`].
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// Why they don't come by a better way that the host offers, if it does.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
     /// Waits until everything that programs wrote has arrived in the overlay: pages
     /// of writable mappings stay with the kernel until then. Call it before
     /// [`Overlay::log`].
@@ -260,7 +313,7 @@ impl Session {
     /// Those of syncfs(2); `TimedOut` if the server doesn't answer: the log can't be
     /// trusted then.
     pub fn sync(&self) -> io::Result<()> {
-        apart(|| self.client.sync())?
+        self.client.sync()
     }
 
     fn control(&self, name: &str) -> Option<PathBuf> {
@@ -290,10 +343,10 @@ impl Session {
         self.is_mounted = false;
         self.watchdog = None;
         let at = &self.client.at;
-        let Some(background) = self.background.take() else {
+        if self.client.quiet.is_none() {
             // Never served: a request would wait forever, so nothing is asked.
             return Ok(apart(|| rustix::mount::unmount(at, UnmountFlags::DETACH))??);
-        };
+        }
         self.sync_or_give_up();
         // MNT_FORCE cuts the connection, so the threads end even if something holds
         // the mount. In a user namespace it is forbidden.
@@ -305,7 +358,8 @@ impl Session {
             result => result,
         });
         let (done, wait) = std::sync::mpsc::sync_channel(1);
-        std::thread::spawn(move || done.send(background.join()));
+        let threads = std::mem::take(&mut self.threads);
+        std::thread::spawn(move || done.send(join(threads)));
         let joined = wait.recv_timeout(GRACE).or_else(|_| {
             self.abort();
             wait.recv_timeout(GRACE)
@@ -322,10 +376,7 @@ impl Session {
     /// from cutting it off, which ends the hanging too.
     fn sync_or_give_up(&self) {
         let (client, (done, wait)) = (self.client.clone(), std::sync::mpsc::sync_channel(1));
-        std::thread::spawn(move || {
-            let synced = apart(|| client.sync());
-            done.send(synced.and_then(|synced| synced))
-        });
+        std::thread::spawn(move || done.send(client.sync()));
         match wait.recv_timeout(GRACE) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "unmounting without the last writes"),
@@ -342,6 +393,14 @@ impl Session {
             tracing::warn!(%error, path = %path.display(), "cannot abort the FUSE connection");
         }
     }
+}
+
+/// Waits until all threads have ended; what the first that failed said.
+fn join(threads: Vec<JoinHandle<io::Result<()>>>) -> io::Result<()> {
+    let panicked = |_| Err(io::Error::other("a thread that answers the kernel panicked"));
+    let ended: Vec<_> =
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect();
+    ended.into_iter().collect()
 }
 
 /// Cuts the connection that has `path` in fusectl.
@@ -370,32 +429,55 @@ fn cut(at: &Path, control: Option<&Path>) {
 impl Client {
     /// See [`Session::sync`].
     fn sync(&self) -> io::Result<()> {
+        match &self.quiet {
+            None => Err(io::ErrorKind::NotConnected.into()),
+            Some(Quiet::Meeting(rendezvous)) => apart(|| {
+                let root = self.sync_root()?;
+                self.repeat(|| meet(rendezvous, &root))
+            })?,
+            // Bells are files that are open here, and to ring them asks the mount nothing.
+            Some(Quiet::Idle(bells)) => {
+                apart(|| self.sync_root().map(drop))??;
+                self.repeat(|| bells.ring())
+            }
+        }
+    }
+
+    /// Starts the writing of dirty pages.
+    fn sync_root(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&self.at, flags, Mode::empty())?;
         rustix::fs::syncfs(&root)?;
-        // The kernel holds back what is more than it likes to have under way, so one
-        // meeting isn't enough: the last one must find that nothing came.
+        Ok(root)
+    }
+
+    /// Waits by `quiet` until whatever the kernel has sent is answered. It holds back
+    /// what is more than it likes to have under way, so once isn't enough: the last time
+    /// must find that nothing came.
+    fn repeat(&self, quiet: impl Fn() -> bool) -> io::Result<()> {
         loop {
             let writes = self.overlay.requests().of(Operation::Write);
-            self.meet(&root)?;
+            if !quiet() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             if self.overlay.requests().of(Operation::Write) == writes {
                 return Ok(());
             }
         }
     }
+}
 
-    /// Makes all threads of the server meet; see `rendezvous.rs`.
-    fn meet(&self, root: &OwnedFd) -> io::Result<()> {
-        self.rendezvous.open(true);
-        let name = self.rendezvous.name();
-        let met = std::thread::scope(|scope| {
-            let ask = || rustix::fs::fgetxattr(root, name, &mut [0; 1]);
-            let askers: Vec<_> = (0..self.rendezvous.threads()).map(|_| scope.spawn(ask)).collect();
-            askers.into_iter().all(|asker| matches!(asker.join(), Ok(Err(Errno::NODATA))))
-        });
-        self.rendezvous.open(false);
-        if met { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
-    }
+/// Makes all threads of the server meet; see `rendezvous.rs`. Whether they did.
+fn meet(rendezvous: &Rendezvous, root: &OwnedFd) -> bool {
+    rendezvous.open(true);
+    let name = rendezvous.name();
+    let met = std::thread::scope(|scope| {
+        let ask = || rustix::fs::fgetxattr(root, name, &mut [0; 1]);
+        let askers: Vec<_> = (0..rendezvous.threads()).map(|_| scope.spawn(ask)).collect();
+        askers.into_iter().all(|asker| matches!(asker.join(), Ok(Err(Errno::NODATA))))
+    });
+    rendezvous.open(false);
+    met
 }
 
 impl Drop for Session {

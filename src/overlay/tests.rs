@@ -25,6 +25,7 @@ mod malformed;
 mod operations;
 mod random;
 mod steps;
+mod wire;
 
 fn path(text: &str) -> RootPath {
     RootPath::clamped(text.as_bytes()).expect("no NUL")

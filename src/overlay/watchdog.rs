@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::TryLockError;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -21,8 +22,8 @@ use super::Overlay;
 /// a mebibyte of a local disk.
 pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 
-/// More threads than a mount ever has.
-const SLOTS: usize = 64;
+/// More threads than mounts have, except on the largest machines.
+const SLOTS: usize = 512;
 
 /// When the requests under way began.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Pulse {
     start: Instant,
     /// Milliseconds since `start`, and one; 0 for a thread that has nothing to answer.
     begun: [AtomicU64; SLOTS],
+    /// Whether there are requests that nobody will answer.
+    is_hopeless: AtomicBool,
 }
 
 thread_local! {
@@ -43,7 +46,11 @@ thread_local! {
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self { start: Instant::now(), begun: [const { AtomicU64::new(0) }; SLOTS] }
+        Self {
+            start: Instant::now(),
+            begun: [const { AtomicU64::new(0) }; SLOTS],
+            is_hopeless: AtomicBool::new(false),
+        }
     }
 }
 
@@ -59,8 +66,16 @@ impl Pulse {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
 
+    /// A thread that should answer ends before the mount does.
+    pub(super) fn give_up(&self) {
+        self.is_hopeless.store(true, Ordering::Relaxed);
+    }
+
     /// How long the oldest request has been under way.
     fn longest(&self) -> Duration {
+        if self.is_hopeless.swap(false, Ordering::Relaxed) {
+            return Duration::MAX;
+        }
         let begun = self.begun.iter().map(|slot| slot.load(Ordering::Relaxed));
         let oldest = begun.filter(|&begun| begun > 0).min();
         Duration::from_millis(oldest.map_or(0, |begun| self.now().saturating_sub(begun)))

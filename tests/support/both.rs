@@ -17,6 +17,7 @@ use yadokari::overlay::MountError;
 use yadokari::overlay::MountOptions;
 use yadokari::overlay::Overlay;
 use yadokari::overlay::Session;
+use yadokari::overlay::Transport;
 
 /// A process that cuts a mount off when the process that serves it is gone, or is
 /// nothing but a thread that waits for itself.
@@ -58,10 +59,19 @@ impl Drop for Guard {
     }
 }
 
+/// How to mount: by the transport that `YADOKARI_FUSE_TRANSPORT` names, so that all of
+/// these tests can be run with each.
+pub(crate) fn options() -> MountOptions {
+    let name = std::env::var("YADOKARI_FUSE_TRANSPORT").unwrap_or_else(|_| "auto".to_owned());
+    let transport = Transport::named(&name).expect("auto, device, ring or fuser");
+    MountOptions { transport, ..MountOptions::default() }
+}
+
 /// A mounted overlay, and a plain directory.
 pub(crate) struct Both {
     pub(crate) overlay: Arc<Overlay>,
     session: Option<Session>,
+    transport: Transport,
     place: tempfile::TempDir,
     /// Dropped last.
     _guard: Guard,
@@ -76,6 +86,11 @@ impl Both {
 
     /// An overlay over `lowers`.
     pub(crate) fn over(lowers: Vec<Lower>) -> Option<Self> {
+        Self::by(options().transport, lowers)
+    }
+
+    /// An overlay over `lowers`, spoken to by `transport`.
+    pub(crate) fn by(transport: Transport, lowers: Vec<Lower>) -> Option<Self> {
         use std::os::unix::fs::PermissionsExt;
         let place = tempfile::tempdir().expect("a directory");
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("ours");
@@ -84,7 +99,7 @@ impl Both {
         }
         let overlay = Overlay::new(lowers, &place.path().join("scratch")).expect("an overlay");
         let guard = Guard::of(&place.path().join("ours"));
-        let mut both = Self { overlay, session: None, place, _guard: guard };
+        let mut both = Self { overlay, session: None, transport, place, _guard: guard };
         match both.mount() {
             Ok(()) => Some(both),
             Err(
@@ -102,7 +117,8 @@ impl Both {
     }
 
     fn mount(&mut self) -> Result<(), MountError> {
-        self.session = Some(self.overlay.mount(&self.ours(), MountOptions::default())?);
+        let options = MountOptions { transport: self.transport, ..options() };
+        self.session = Some(self.overlay.mount(&self.ours(), options)?);
         Ok(())
     }
 

@@ -151,7 +151,7 @@ fn ask(overlay: &Overlay, (what, one, two, first, second, x, y): Ask) {
 
 /// Everything that can be reached is there, knows its names, and has at least as many
 /// links as names. Contents are not read: they may be longer than any memory.
-fn check(overlay: &Overlay) {
+pub(super) fn check(overlay: &Overlay) {
     let tree = overlay.after();
     let mut pending = vec![(tree.root(), 0)];
     let mut names: BTreeMap<NodeId, u32> = BTreeMap::new();
