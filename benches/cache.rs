@@ -29,6 +29,10 @@ const RECORDS: u64 = 100_000;
 const BUILDS: u64 = 10;
 const STEPS: u64 = 30;
 
+/// What a step does besides, if `YADOKARI_BENCH_PAUSE` doesn't say otherwise in
+/// milliseconds: sixteen builders have more to do than to ask the index.
+const PAUSE: u64 = 40;
+
 /// Bytes of a record, as a step's usually has.
 const VALUE: usize = 600;
 
@@ -38,18 +42,23 @@ fn key(kind: &str, number: u64) -> Key {
 
 /// One process: `get-hit 1234` lines, in microseconds.
 fn child(directory: &Path, number: u64, records: u64) {
+    let pause = std::env::var("YADOKARI_BENCH_PAUSE").ok().and_then(|text| text.parse().ok());
+    let pause = Duration::from_millis(pause.unwrap_or(PAUSE));
     let mut lines = String::new();
     let mut tell = |what: &str, time: Duration| {
         lines.push_str(&format!("{what} {}\n", time.as_micros()));
     };
     for build in 0..BUILDS {
-        let mut total = Duration::ZERO;
+        let (mut asked, mut put) = (Duration::ZERO, Duration::ZERO);
         let mut timed = |what: &str, work: &mut dyn FnMut()| {
             let start = Instant::now();
             work();
             let time = start.elapsed();
-            if !what.starts_with("fold") {
-                total += time;
+            // Puts are made behind the steps, and folds when the result is there.
+            match what {
+                "put" => put += time,
+                "fold" => {}
+                _ => asked += time,
             }
             tell(what, time);
         };
@@ -57,6 +66,7 @@ fn child(directory: &Path, number: u64, records: u64) {
         timed("open", &mut || cache = Cache::open(directory, Access::ReadWrite).ok());
         let cache = cache.expect("a cache");
         for step in 0..STEPS {
+            std::thread::park_timeout(pause);
             let old = key("old", (number * 7919 + build * 104_729 + step * 31) % records);
             let new = key("new", (number * BUILDS + build) * STEPS + step);
             timed(if step == 0 { "first-get" } else { "get-hit" }, &mut || {
@@ -70,7 +80,8 @@ fn child(directory: &Path, number: u64, records: u64) {
         timed("fold", &mut || {
             cache.fold(Fold::IfWorthwhile).expect("a fold");
         });
-        tell("index-of-a-build", total);
+        tell("all look-ups of a build", asked);
+        tell("all puts of a build", put);
     }
     let _ = std::io::Write::write_all(&mut std::io::stdout(), lines.as_bytes());
 }
@@ -137,7 +148,7 @@ fn measure(directory: &Path, processes: u64, records: u64) -> Vec<(String, Vec<u
         child.stdout.take().expect("piped").read_to_string(&mut text).expect("text");
         assert!(child.wait().expect("a process").success());
         for line in text.lines() {
-            let Some((name, time)) = line.split_once(' ') else { continue };
+            let Some((name, time)) = line.rsplit_once(' ') else { continue };
             let Ok(time) = time.parse() else { continue };
             match found.iter_mut().find(|(known, _)| known == name) {
                 Some((_, times)) => times.push(time),

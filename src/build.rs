@@ -154,6 +154,12 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
     for platform in &request.platforms {
         let plan = plan_stages(request, platform, &dockerfile, &bases)?;
         let steps = survey::lint(&plan, &bases, &ignore, crew)?;
+        if plans.is_empty() {
+            for name in plan.unused_arguments(steps.values()) {
+                let text = format!("--build-arg {name}: no ARG takes it");
+                crew.observer.observe(Progress::Warning(text));
+            }
+        }
         foreign::check(&plan, &steps, &request.build_platform.architecture, store)?;
         plans.push(plan);
     }
@@ -174,7 +180,16 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
         cache,
     };
     let repo = ready.repo();
-    let result = ready.attempt(repo.as_ref());
+    let mut result = ready.attempt(repo.as_ref());
+    for _ in 0..RESTARTS {
+        // What was finished hits now; what was lost is missed and made anew.
+        if result.is_err() && store.take_lost() {
+            crew.observer.observe(Progress::Note(
+                "the cache has lost what it had before: the build begins again".to_owned(),
+            ));
+            result = ready.attempt(repo.as_ref());
+        }
+    }
     let Some(repo) = repo else { return result };
     repo.tell(crew.observer);
     if let Err(error) = &result
@@ -191,6 +206,10 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
     }
     result
 }
+
+/// How often a build begins again because the cache lost what it had found there: each
+/// time something else.
+const RESTARTS: u32 = 3;
 
 /// Everything that a build stands on, read and planned.
 struct Ready<'a> {
@@ -225,7 +244,12 @@ impl Ready<'_> {
 
     /// The latest time that an image of `plan` may carry.
     fn epoch(&self, plan: &Plan) -> Option<i64> {
-        plan.source_date_epoch.or(self.request.source_date_epoch)
+        let asked = match plan.source_date_epoch {
+            Some(plan::Epoch::At(seconds)) => Some(seconds),
+            Some(plan::Epoch::Context) => self.context.time(),
+            None => None,
+        };
+        asked.or(self.request.source_date_epoch)
     }
 
     fn workshop(&self, plan: &Plan, repo: Option<&Arc<SharedCache>>) -> Workshop {
@@ -306,17 +330,12 @@ impl Ready<'_> {
             steps.extend(shared.reports());
         }
         let delivery = Delivery::new(request, bases, made);
-        let pushed = match &uploads {
-            Some(uploads) => uploads.publish(&delivery, repo.map(|repo| &**repo))?,
-            None => Vec::new(),
-        };
-        if let Some(repo) = repo.filter(|_| request.oci_layout.is_some() || request.tar.is_some()) {
-            let images = delivery.made.iter().map(|made| &made.image);
-            let layers: Vec<Digest> =
-                images.flat_map(|image| &image.layers).map(|layer| layer.digest).collect();
-            repo.fetch_all(&layers, false, crew.observer)?;
-        }
-        outputs::write(request, &delivery, bases, &steps)?;
+        let pushed = self.deliver(&delivery, uploads.as_ref(), repo, &steps);
+        let pushed = pushed.inspect_err(|error| {
+            if error.may_be_damage() {
+                self.doubt(&delivery, repo);
+            }
+        })?;
         Ok(Report {
             steps,
             manifest: delivery.top().digest,
@@ -324,6 +343,43 @@ impl Ready<'_> {
             pushed,
             misses: delivery.misses(),
         })
+    }
+
+    /// Holds the layers that should be here against their digests.
+    fn doubt(&self, delivery: &Delivery, repo: Option<&Arc<SharedCache>>) {
+        for Made { image, base, .. } in &delivery.made {
+            let bases = base.iter().flat_map(|base| &base.layers);
+            let elsewhere: Vec<Digest> = bases.map(|layer| layer.descriptor.digest).collect();
+            for layer in &image.layers {
+                let digest = &layer.digest;
+                let is_elsewhere =
+                    elsewhere.contains(digest) || repo.is_some_and(|repo| repo.has_layer(digest));
+                if !is_elsewhere || matches!(self.store.has_blob(digest, None), Ok(true)) {
+                    self.store.doubt_blob(digest);
+                }
+            }
+        }
+    }
+
+    /// Pushes what was built and writes the results that were asked for.
+    fn deliver(
+        &self,
+        delivery: &Delivery,
+        uploads: Option<&Uploads<'_>>,
+        repo: Option<&Arc<SharedCache>>,
+        steps: &[StepReport],
+    ) -> Result<Vec<Pushed>, Error> {
+        let Self { request, crew, bases, .. } = *self;
+        let pushed = match uploads {
+            Some(uploads) => uploads.publish(delivery, repo.map(|repo| &**repo))?,
+            None => Vec::new(),
+        };
+        if let Some(repo) = repo.filter(|_| request.oci_layout.is_some() || request.tar.is_some()) {
+            let layers: Vec<Digest> = delivery.layers().map(|layer| layer.digest).collect();
+            repo.fetch_all(&layers, false, crew.observer)?;
+        }
+        outputs::write(request, delivery, bases, steps)?;
+        Ok(pushed)
     }
 }
 

@@ -63,6 +63,7 @@ use choose::Chosen;
 use inventory::Content;
 use inventory::Inventory;
 use references::References;
+use references::Remaining;
 
 /// How large and how old a cache may become.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -161,10 +162,11 @@ pub fn collect(
     collected.records += outdated.len() as u64;
     cache.take_back(&outdated)?;
     let deadline = order.deadline;
-    remove_chosen(cache, &collector, &references, &contents, &chosen, deadline, &mut collected)?;
+    let remaining = references.count(&contents, &chosen);
+    remove_chosen(cache, &collector, remaining, &contents, &chosen, deadline, &mut collected)?;
     cache.remove_dead_turns();
     cache.compact(false)?;
-    note_collection(cache.directory());
+    note_collection(cache.directory(), Some(collected.size), now);
     let emptied = trash::empty(cache.directory(), order.deadline);
     collected.freed = emptied.freed;
     collected.left |= emptied.left;
@@ -191,13 +193,12 @@ const BATCH: usize = 64;
 fn remove_chosen(
     cache: &Cache,
     collector: &Collector,
-    references: &References,
+    mut remaining: Remaining,
     contents: &[Content],
     chosen: &[Chosen],
     deadline: Option<Instant>,
     collected: &mut Collected,
 ) -> Result<(), Error> {
-    let mut remaining = references.count(contents, chosen);
     for batch in chosen.chunks(BATCH) {
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             collected.left = true;
@@ -211,6 +212,8 @@ fn remove_chosen(
                 .filter(|(content, why)| *why == Why::Asked || !content.was_used_since(cache))
                 .collect();
             collected.in_use += (batch.len() - free.len()) as u64;
+            // What was put by those who no longer hold anything is there by now.
+            remaining.catch_up(cache)?;
             // First the records, durably; then what they name.
             let ids: Vec<_> = free.iter().filter_map(|(content, _)| content.id).collect();
             let orphaned = remaining.without(&ids);
@@ -229,38 +232,94 @@ fn remove_chosen(
     Ok(())
 }
 
-/// File whose time tells when a collection was made last.
+/// File that tells when a collection was made last and what it left, then what builds
+/// added since: a line `<seconds since 1970> <bytes>`, then a line of bytes for each.
 const NOTE: &str = "records/collected";
 
 /// Hours between collections that no new contents give reason for, in seconds.
-const INTERVAL: u64 = 3600;
+const INTERVAL: i64 = 3600;
 
-/// Whether a build should collect at its end: it added contents to a bounded cache,
-/// or nobody did for an hour.
+/// Whether a build that added so many bytes should collect at its end: the contents
+/// may have become too large, or nobody collected for an hour. To know the first
+/// without listing a large cache after each build, builds keep count together; an
+/// addition that is lost, and what cache mounts grow by, is found an hour later.
 pub fn is_due(cache: &Path, added: u64, limits: &Limits) -> bool {
-    if added > 0 && limits.max_size.is_some() {
-        return true;
+    is_due_at(cache, added, limits, seconds(SystemTime::now()))
+}
+
+fn is_due_at(cache: &Path, added: u64, limits: &Limits, now: i64) -> bool {
+    let path = cache.join(NOTE);
+    let note = std::fs::read_to_string(&path).ok();
+    if added > 0 && note.is_some() {
+        use std::io::Write;
+        let note = std::fs::File::options().append(true).open(&path);
+        let _ = note.and_then(|mut note| note.write_all(format!("{added}\n").as_bytes()));
     }
-    let noted = std::fs::metadata(cache.join(NOTE)).and_then(|note| note.modified());
-    match noted {
-        Ok(time) => {
-            SystemTime::now().duration_since(time).is_ok_and(|since| since.as_secs() >= INTERVAL)
+    let known = note.as_deref().map(read_note);
+    match (known, limits.max_size) {
+        (Some(Some((time, size))), max_size) => {
+            let is_much = max_size.is_some_and(|max_size| size.saturating_add(added) > max_size);
+            (added > 0 && is_much) || now.saturating_sub(time) >= INTERVAL
         }
+        // Damaged, or an older program's.
+        (Some(None), _) => true,
+        (None, Some(_)) if added > 0 => true,
         // A new cache: nothing in it is old.
-        Err(_) => {
-            note_collection(cache);
+        (None, _) => {
+            note_collection(cache, None, now);
             false
         }
     }
 }
 
+/// When a collection was made, and bytes that are there since, at the least.
+fn read_note(text: &str) -> Option<(i64, u64)> {
+    let mut lines = text.lines();
+    let (time, left) = lines.next()?.split_once(' ')?;
+    let left = match left {
+        // Unknown: whatever is added may be too much.
+        "?" => u64::MAX,
+        bytes => bytes.parse().ok()?,
+    };
+    // A line that is being written may be cut.
+    let added = lines.filter_map(|line| line.parse::<u64>().ok());
+    Some((time.parse().ok()?, added.fold(left, u64::saturating_add)))
+}
+
 /// Best effort: without it the next build collects as well.
-fn note_collection(cache: &Path) {
-    let _ = std::fs::write(cache.join(NOTE), "");
+fn note_collection(cache: &Path, left: Option<u64>, now: i64) {
+    let left = left.map_or("?".to_owned(), |bytes| bytes.to_string());
+    let _ = std::fs::write(cache.join(NOTE), format!("{now} {left}\n"));
 }
 
 /// Seconds since 1970.
 fn seconds(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_count_together_and_collect_when_it_may_be_too_much() {
+        let cache = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(cache.path().join("records")).expect("a directory");
+        let limits = Limits { max_size: Some(1000), ttl: None };
+        let due = |added: u64, now: i64| is_due_at(cache.path(), added, &limits, now);
+        assert!(!due(0, 0), "a new one");
+        assert!(due(1, 0), "nobody knows its size");
+        note_collection(cache.path(), Some(700), 0);
+        assert!(!due(100, 1) && !due(200, 1), "1000 in all");
+        assert!(!due(0, 1) && due(1, 1));
+        note_collection(cache.path(), Some(700), 0);
+        assert!(!due(100, INTERVAL - 1) && due(0, INTERVAL));
+        note_collection(cache.path(), Some(2000), 0);
+        assert!(!due(0, 1), "what could go has gone");
+        for damaged in ["", "x", "1", "1 x\n", "\n5\n"] {
+            std::fs::write(cache.path().join(NOTE), damaged).expect("a file");
+            assert!(due(0, 1), "{damaged:?}");
+        }
+    }
 }

@@ -33,6 +33,7 @@ mod steps;
 mod suggest;
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::dockerfile::Error;
 use crate::dockerfile::expand;
@@ -53,6 +54,9 @@ pub use stage::Stage;
 pub use steps::BaseState;
 pub use steps::Declared;
 pub use steps::Steps;
+
+/// Limits the times of an image.
+const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// What the caller decides about a build.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -87,6 +91,16 @@ impl Options {
     }
 }
 
+/// What SOURCE_DATE_EPOCH says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Epoch {
+    /// Seconds since 1970.
+    At(i64),
+    /// `context`: the time of the build context, if it has one: a repository's commit,
+    /// the Last-Modified of an archive behind a URL.
+    Context,
+}
+
 /// The stages of a Dockerfile and which of them are needed.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -99,8 +113,8 @@ pub struct Plan {
     pub needed: Vec<usize>,
     /// Findings in FROM lines and stage names, for the whole file.
     pub warnings: Vec<Warning>,
-    /// SOURCE_DATE_EPOCH, given as build arg or as global ARG: seconds since 1970.
-    pub source_date_epoch: Option<i64>,
+    /// SOURCE_DATE_EPOCH, given as build arg or as global ARG.
+    pub source_date_epoch: Option<Epoch>,
     dockerfile: Dockerfile,
     build_args: BTreeMap<String, String>,
     globals: Scope,
@@ -211,6 +225,24 @@ impl Plan {
         Ok(changed)
     }
 
+    /// `--build-arg`s that no ARG of the file takes, nor one of a trigger in `steps`, and
+    /// that mean nothing to the builder itself.
+    pub fn unused_arguments<'a>(&'a self, steps: impl Iterator<Item = &'a Steps>) -> Vec<&'a str> {
+        let mut taken: BTreeSet<&str> = BTreeSet::new();
+        for instruction in &self.dockerfile.instructions {
+            let instruction = match &instruction.kind {
+                InstructionKind::Onbuild { trigger, .. } => trigger,
+                _ => instruction,
+            };
+            if let InstructionKind::Arg(declarations) = &instruction.kind {
+                taken.extend(declarations.iter().map(|argument| argument.name.text.as_str()));
+            }
+        }
+        taken.extend(steps.flat_map(|steps| &steps.arguments).map(|argument| &*argument.name));
+        let names = self.build_args.keys().map(String::as_str);
+        names.filter(|name| !taken.contains(name) && !is_builders(name)).collect()
+    }
+
     /// Places every instruction of `stage` after a base that left `base` behind.
     ///
     /// # Errors
@@ -260,6 +292,13 @@ impl Globals {
     }
 }
 
+/// Whether a build argument of this name has a meaning without an ARG.
+fn is_builders(name: &str) -> bool {
+    name.starts_with("BUILDKIT_")
+        || name == SOURCE_DATE_EPOCH
+        || run::PROXIES.iter().any(|proxy| proxy.eq_ignore_ascii_case(name))
+}
+
 fn declarations(head: &[Instruction]) -> impl Iterator<Item = (&Instruction, &ArgDeclaration)> {
     head.iter().flat_map(|instruction| {
         let declarations: &[ArgDeclaration] = match &instruction.kind {
@@ -301,26 +340,27 @@ fn platform_args(
     scope
 }
 
-/// Only whole seconds; `context` means the time of a git checkout, which a local
-/// directory doesn't have.
 fn source_date_epoch(
     dockerfile: &Dockerfile,
     head: &[Instruction],
     globals: &Scope,
     build_args: &BTreeMap<String, String>,
-) -> Result<Option<i64>, Error> {
-    const NAME: &str = "SOURCE_DATE_EPOCH";
-    let value = build_args.get(NAME).map(String::as_str).or_else(|| globals.get(NAME));
+) -> Result<Option<Epoch>, Error> {
+    let given = build_args.get(SOURCE_DATE_EPOCH).map(String::as_str);
+    let value = given.or_else(|| globals.get(SOURCE_DATE_EPOCH));
     match value {
-        None | Some("" | "context") => Ok(None),
-        Some(text) => text.parse().map(Some).map_err(|_| {
+        None | Some("") => Ok(None),
+        Some("context") => Ok(Some(Epoch::Context)),
+        Some(text) => text.parse().map(|seconds| Some(Epoch::At(seconds))).map_err(|_| {
             let span = declarations(head)
-                .find(|(_, argument)| argument.name.text == NAME)
+                .find(|(_, argument)| argument.name.text == SOURCE_DATE_EPOCH)
                 .map_or_else(Span::default, |(instruction, _)| instruction.span);
             Error::at(
                 dockerfile,
                 span,
-                format!("SOURCE_DATE_EPOCH is `{text}`: whole seconds since 1970 are expected"),
+                format!(
+                    "SOURCE_DATE_EPOCH is `{text}`: whole seconds since 1970 or `context` are expected"
+                ),
             )
         }),
     }

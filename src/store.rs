@@ -36,14 +36,14 @@ mod blob;
 mod error;
 mod map;
 pub mod mounts;
-mod partial;
+pub(crate) mod partial;
 pub(crate) mod seal;
 
 use std::collections::HashSet;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use yadokari_cache::{Access, Lease, Notice};
@@ -87,6 +87,11 @@ pub struct Store {
     /// Names of files without a seal that were found good and can't be sealed.
     verified: Mutex<HashSet<String>>,
     notices: Mutex<Vec<Notice>>,
+    /// Names of files that have another digest than they should, and which can't be
+    /// set aside.
+    damaged: Mutex<HashSet<String>>,
+    /// Something that was found turned out to be damaged or gone when it was used.
+    lost: AtomicBool,
     /// Bytes of contents that this store added.
     added: AtomicU64,
 }
@@ -122,6 +127,8 @@ impl Store {
             behind: None,
             verified: Mutex::default(),
             notices: Mutex::default(),
+            damaged: Mutex::default(),
+            lost: AtomicBool::new(false),
             added: AtomicU64::new(0),
         }
     }
@@ -189,7 +196,7 @@ impl Store {
         let name = blob_name(digest);
         self.hold(&name)?;
         let path = self.directory.join(&name);
-        let Some(metadata) = stat(&path)? else { return Ok(None) };
+        let Some(metadata) = self.stat(&path)? else { return Ok(None) };
         let sound = self.is_sound(&name, digest.as_bytes(), &metadata)?;
         Ok(sound.then_some(metadata.len()))
     }
@@ -218,7 +225,9 @@ impl Store {
         let name = blob_name(digest);
         self.hold(&name)?;
         let path = self.directory.join(name);
-        if let Some(file) = open(&path)? {
+        if self.stat(&path)?.is_some()
+            && let Some(file) = open(&path)?
+        {
             let metadata = file.metadata().map_err(Error::io("look at", &path))?;
             let size = metadata.len();
             if size > limit {
@@ -250,8 +259,11 @@ impl Store {
     ///
     /// As [`BlobWriter::commit`].
     pub fn put_blob(&self, bytes: &[u8]) -> Result<Digest, Error> {
+        let digest = Digest::of(bytes);
+        // One that is there may be damaged under its seal; then it is set aside.
+        let _ = self.read_small_blob(&digest, bytes.len() as u64);
         let mut writer = self.blob_writer()?;
-        let path = self.blob_path(&Digest::of(bytes));
+        let path = self.blob_path(&digest);
         io::Write::write_all(&mut writer, bytes).map_err(Error::io("write", &path))?;
         Ok(writer.commit(None)?.0)
     }
@@ -305,7 +317,7 @@ impl Store {
         self.hold(&tar)?;
         let layer =
             StoredLayer { tar: self.directory.join(tar), index: self.directory.join(index) };
-        let Some((index, tar)) = stat(&layer.index)?.zip(stat(&layer.tar)?) else {
+        let Some((index, tar)) = self.stat(&layer.index)?.zip(self.stat(&layer.tar)?) else {
             return Ok(None);
         };
         let (tar_name, index_name) = layer_names(diff_id);
@@ -418,6 +430,38 @@ impl Store {
 
     // Checks.
 
+    /// Whether a blob is there with the digest it should have, whatever its seal says:
+    /// for one that made trouble.
+    ///
+    /// # Errors
+    ///
+    /// When it is there and can't be read.
+    pub fn has_sound_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        self.recheck_blob(digest)?;
+        let own = self.blob_length(digest)?.is_some();
+        Ok(own || self.behind.as_ref().map_or(Ok(false), |behind| behind.has_sound_blob(digest))?)
+    }
+
+    /// A blob that was found made trouble: looks whether it is damaged or gone, as when
+    /// a collector passed by a reader, who can hold nothing. [`lost`](Self::lost) says
+    /// so from then on.
+    pub fn doubt_blob(&self, digest: &Digest) {
+        if !matches!(self.has_sound_blob(digest), Ok(true)) {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether something that was found turned out to be damaged or gone: it is made
+    /// anew if the build begins again.
+    pub fn lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// [`lost`](Self::lost), for the last time.
+    pub fn take_lost(&self) -> bool {
+        self.lost.swap(false, Ordering::Relaxed)
+    }
+
     /// Hashes a blob whatever its seal says; a damaged one is set aside and told.
     ///
     /// # Errors
@@ -438,7 +482,7 @@ impl Store {
         if !self.recheck(&tar, diff_id.as_bytes())? {
             return Ok(());
         }
-        match stat(&self.directory.join(&index))? {
+        match self.stat(&self.directory.join(&index))? {
             Some(_) => self.check_index(&index).map(drop),
             None => Ok(()),
         }
@@ -448,6 +492,9 @@ impl Store {
     fn recheck(&self, name: &str, digest: &[u8; 32]) -> Result<bool, Error> {
         self.hold(name)?;
         let path = self.directory.join(name);
+        if self.stat(&path)?.is_none() {
+            return Ok(true);
+        }
         let Some(mut file) = open(&path)? else { return Ok(true) };
         let found = seal::digest(&mut file).map_err(Error::io("read", &path))?;
         if found == *digest {
@@ -456,16 +503,36 @@ impl Store {
         let index = path.with_extension("index");
         let pair: &[&Path] = if name.ends_with(".tar") { &[&index, &path] } else { &[&path] };
         self.set_aside(pair, "it has another digest than its name");
+        if path.exists() {
+            lock(&self.damaged).insert(name.to_owned());
+        }
         Ok(false)
     }
 
     // Inside.
+
+    /// What is at a path; `None` if no file is. What is something else, which would
+    /// be in the way and, a pipe, wait for ever, is set aside.
+    fn stat(&self, path: &Path) -> Result<Option<Metadata>, Error> {
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_file() => Ok(Some(metadata)),
+            Ok(_) => {
+                self.set_aside(&[path], "it is no file");
+                Ok(None)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("look at", path)(error)),
+        }
+    }
 
     /// Whether the file of that name has the digest it should have. One that
     /// hasn't is set aside. Notes that it is used.
     fn is_sound(&self, name: &str, digest: &[u8; 32], metadata: &Metadata) -> Result<bool, Error> {
         let seal = Seal::of(digest);
         let path = self.directory.join(name);
+        if lock(&self.damaged).contains(name) {
+            return Ok(false);
+        }
         if !seal.is_on(metadata) && !lock(&self.verified).contains(name) {
             if !self.recheck(name, digest)? {
                 return Ok(false);
@@ -554,14 +621,6 @@ fn layer_names(diff_id: &DiffId) -> (String, String) {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn stat(path: &Path) -> Result<Option<Metadata>, Error> {
-    match fs::metadata(path) {
-        Ok(metadata) => Ok(Some(metadata)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("look at", path)(error)),
-    }
 }
 
 fn open(path: &Path) -> Result<Option<File>, Error> {

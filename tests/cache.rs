@@ -250,6 +250,132 @@ fn a_damaged_blob_is_told_once_set_aside_and_made_anew() {
     assert!(!room.contents("aside").is_empty());
 }
 
+/// Changes a byte without a trace in the file's times, as a failing disk does.
+fn rot(path: &Path) {
+    let file = File::open(path).expect("a file");
+    let before = file.metadata().and_then(|found| found.modified()).expect("a time");
+    flip(path);
+    file.set_times(FileTimes::new().set_modified(before)).expect("times");
+}
+
+#[test]
+fn what_rots_under_its_seal_is_found_when_it_is_read_and_made_anew() {
+    let room = Room::new();
+    room.build(&[]);
+    for with_tars in [true, false] {
+        if !with_tars {
+            for path in room.contents("layers/sha256") {
+                fs::remove_file(path).expect("a file");
+            }
+            // What runs now needs the layers of the others.
+            room.write("c", &noise(77, 50_000));
+        }
+        room.contents("blobs/sha256").iter().for_each(|path| rot(path));
+        let again = room.build(&[]);
+        // Nothing asks for the first stage's blobs, nor for that of the former COPY c.
+        assert!(again.warnings.len() >= 2, "{}", again.text);
+        assert_eq!(again.done() > 0, !with_tars, "{}", again.text);
+        let distinct: std::collections::BTreeSet<_> = again.warnings.iter().collect();
+        assert_eq!(distinct.len(), again.warnings.len(), "each once: {}", again.text);
+        let third = room.build(&[]);
+        assert_eq!((third.done(), third.warnings.len()), (0, 0), "{}", third.text);
+    }
+}
+
+#[test]
+fn what_rots_before_a_push_is_made_anew() {
+    if !host::require_host(&["docker-registry"]) {
+        return;
+    }
+    let room = Room::new();
+    room.build(&[]);
+    room.contents("blobs/sha256").iter().for_each(|path| rot(path));
+    let registry = host::Registry::start();
+    let mut build = host::yadokari();
+    build.args(["build", "--context"]).arg(room.path("context"));
+    build.arg(format!("--build-arg=BASE=oci:{}", room.path("base").display()));
+    build.arg("--cache-dir").arg(room.cache()).env("SOURCE_DATE_EPOCH", "1000000000");
+    build.arg("--destination").arg(format!("{}/app:1", registry.address));
+    let output = host::succeed(&mut build);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("begins again"), "{text}");
+}
+
+#[test]
+fn what_is_no_file_is_set_aside_and_made_anew() {
+    let room = Room::new();
+    room.build(&[]);
+    for make in [
+        (|path: &Path| fs::create_dir(path).expect("a directory")) as fn(&Path),
+        // Opening it would wait for ever.
+        |path: &Path| {
+            host::succeed(Command::new("mkfifo").arg(path))
+                .status
+                .success()
+                .then_some(())
+                .expect("a pipe")
+        },
+    ] {
+        for part in ["blobs/sha256", "layers/sha256"] {
+            for path in room.contents(part) {
+                fs::remove_file(&path).expect("a file");
+                make(&path);
+            }
+        }
+        let again = room.build(&[]);
+        assert_eq!(again.done(), 4, "{}", again.text);
+        let third = room.build(&[]);
+        assert_eq!((third.done(), third.warnings.len()), (0, 0), "{}", third.text);
+    }
+}
+
+#[test]
+fn contents_that_go_while_a_build_relies_on_them_are_made_anew() {
+    // As when it can't hold them: the directory is read-only to it, or locks don't
+    // reach the collector. The build is kept at its last step by another's turn.
+    let room = Room::new();
+    room.build(&[]);
+    let cache = Cache::open(&room.cache(), Access::ReadWrite).expect("a cache");
+    let listed = room.json(&["ls"]);
+    let mut c = None;
+    cache
+        .each_record(&mut |seen| {
+            let text = String::from_utf8_lossy(seen.value).into_owned();
+            if seen.bucket == Bucket::Steps.name() && text.contains("COPY c /c") {
+                c = Some(seen.key);
+            }
+        })
+        .expect("records");
+    let c = c.unwrap_or_else(|| panic!("no step in {listed}"));
+    host::succeed(&mut room.cache_command(&["rm", &c.to_string()]));
+    let mut content = Vec::new();
+    cache
+        .each_record(&mut |seen| {
+            if seen.bucket == Bucket::Content.name() {
+                content.push(seen.name());
+            }
+        })
+        .expect("records");
+    cache.take_back(&content).expect("the records go");
+    let turn = cache.take_turn(&c).expect("a turn").expect("nobody has it");
+    let mut command = room.command();
+    let _ = fs::remove_dir_all(room.path("layout"));
+    let mut child = spawn(&mut command);
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+    let mut text = String::new();
+    while !text.contains("waiting") {
+        assert!(stderr.read_line(&mut text).expect("a pipe") > 0, "{text}");
+    }
+    for part in ["blobs/sha256", "layers/sha256"] {
+        room.contents(part).iter().for_each(|path| fs::remove_file(path).expect("a file"));
+    }
+    drop(turn);
+    std::io::Read::read_to_string(&mut stderr, &mut text).expect("a pipe");
+    assert!(child.wait().expect("a builder").success(), "{text}");
+    assert!(text.contains("begins again"), "{text}");
+    assert_eq!(room.build(&[]).done(), 0);
+}
+
 #[test]
 fn a_damaged_layer_or_index_never_reaches_an_image() {
     for (part, extension) in [("tar", "tar"), ("index", "index")] {
@@ -402,10 +528,7 @@ fn verify_finds_what_a_forged_seal_hides_and_fails() {
     assert_eq!(room.json(&["verify"])["damaged"].as_array().map(Vec::len), Some(0));
     for part in ["blobs/sha256", "layers/sha256"] {
         for path in room.contents(part) {
-            let file = File::open(&path).expect("a file");
-            let before = file.metadata().and_then(|found| found.modified()).expect("a time");
-            flip(&path);
-            file.set_times(FileTimes::new().set_modified(before)).expect("times");
+            rot(&path);
         }
     }
     let output = room.cache_command(&["verify", "--json"]).output().expect("a subcommand");
@@ -572,6 +695,47 @@ fn an_old_base_stays_as_long_as_its_manifest_is_used() {
     assert!(store.has_blob(&config, None).expect("an answer"));
     let layer = layout.config["rootfs"]["diff_ids"][0].as_str().expect("a diff ID");
     assert!(store.layer(&layer.parse().expect("a diff ID")).expect("an answer").is_some());
+}
+
+#[test]
+fn beginnings_of_blobs_are_counted_and_go_unless_somebody_goes_on_with_them() {
+    use std::io::Write;
+    let room = Room::new();
+    room.build(&[]);
+    let store = yadokari::store::Store::open(&room.cache()).expect("a store");
+    let begin = |text: &str| {
+        let digest = yadokari::oci::digest::Digest::of(text.as_bytes());
+        let mut begun = store.partial_blob(&digest).expect("a file");
+        begun.write_all(&noise(5, 40_000)).expect("bytes");
+        begun
+    };
+    let living = begin("living");
+    {
+        let other = yadokari::store::Store::open(&room.cache()).expect("a store");
+        let digest = yadokari::oci::digest::Digest::of(b"dead");
+        let mut begun = other.partial_blob(&digest).expect("a file");
+        begun.write_all(&noise(6, 40_000)).expect("bytes");
+    }
+    assert!(room.json(&["du"])["partial"].as_u64() >= Some(80_000));
+    let gone = room.json(&["gc", "--max-size=0"]);
+    let removed = gone["removed"].as_array().expect("a list");
+    assert_eq!(removed.iter().filter(|one| one["kind"] == "partial").count(), 1, "{gone}");
+    assert_eq!(room.contents("partial").len(), 1, "somebody writes it");
+    drop(living);
+    drop(store);
+    host::succeed(&mut room.cache_command(&["clear"]));
+    assert_eq!(room.contents("partial").len(), 0);
+}
+
+#[test]
+fn removing_both_forms_of_a_layer_takes_its_record_along() {
+    let room = Room::new();
+    room.build(&[]);
+    let listed = room.json(&["ls"]);
+    let text = |name: &str| listed[0][name].as_str().expect("a digest").to_owned();
+    let gone = room.json(&["rm", &text("diffID"), &text("blob")]);
+    assert!(gone["records"].as_u64() > Some(0), "{gone}");
+    assert_eq!(room.json(&["ls"]).as_array().map(Vec::len), Some(3));
 }
 
 #[test]

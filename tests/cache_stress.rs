@@ -1,6 +1,7 @@
 //! Sixteen builders on one cache directory while a random one is killed again and
 //! again, and every image is checked. 20 seconds; `scripts/stress-cache` for longer,
-//! and with RUN steps where the machine can.
+//! with RUN steps where the machine can, and with each builder in a container of its
+//! own, which shares the cache as a volume.
 
 #[allow(dead_code, reason = "others use the rest")]
 #[path = "support/host.rs"]
@@ -37,6 +38,8 @@ const SECONDS: u64 = 20;
 struct Room {
     work: PathBuf,
     base: Option<String>,
+    /// Whether each builder has a container: namespaces, cgroup and root of its own.
+    in_containers: bool,
     /// Diff IDs of each variant, from undisturbed builds.
     expected: Vec<serde_json::Value>,
     /// When a step was first told to be finished: variant and title.
@@ -69,8 +72,12 @@ impl Room {
         fs::write(context.join("own"), text("own", variant)).expect("a file");
     }
 
-    fn command(&self, variant: u64, cache: &Path, layout: &Path) -> Command {
-        let mut command = host::yadokari();
+    /// A builder for `place`, if it is one that may be killed.
+    fn command(&self, variant: u64, cache: &Path, layout: &Path, place: Option<usize>) -> Command {
+        let mut command = match place.filter(|_| self.in_containers) {
+            Some(place) => self.container(place),
+            None => host::yadokari(),
+        };
         command
             .env("SOURCE_DATE_EPOCH", "1000000000")
             .args(["build", "--no-push", "--log-format=text", "--context"])
@@ -82,6 +89,51 @@ impl Room {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         command
+    }
+}
+
+impl Room {
+    /// A stock container with nothing in it but the builder.
+    fn container(&self, place: usize) -> Command {
+        let root = self.work.join(format!("root-{place}"));
+        for directory in ["tmp", "etc"] {
+            fs::create_dir_all(root.join(directory)).expect("a directory");
+        }
+        let _ = fs::remove_file(self.pid_file(place));
+        let mut command = Command::new("podman");
+        command
+            .args(["run", "--rm", "--runtime=runc", "--network=none"])
+            .args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"])
+            .args(["--env", "SOURCE_DATE_EPOCH=1000000000"])
+            .arg(format!("--volume={0}:{0}", self.work.display()))
+            .arg(format!("--volume={}:/yadokari:ro", env!("CARGO_BIN_EXE_yadokari")))
+            .arg("--pidfile")
+            .arg(self.pid_file(place))
+            .arg("--rootfs")
+            .arg(root)
+            .arg("/yadokari");
+        command
+    }
+
+    fn pid_file(&self, place: usize) -> PathBuf {
+        self.work.join(format!("pid-{place}"))
+    }
+
+    /// Kills the builder at `place`, if there is one: not its container's caretakers.
+    fn kill(&self, place: usize) -> bool {
+        let mut child = self.children[place].lock().expect("no panic");
+        let Some(child) = &mut *child else { return false };
+        if !self.in_containers {
+            child.kill().expect("SIGKILL");
+            return true;
+        }
+        // Between containers there is none, and before it begins it is the runtime.
+        let pid = fs::read_to_string(self.pid_file(place)).ok();
+        let pid = pid.and_then(|text| rustix::process::Pid::from_raw(text.trim().parse().ok()?));
+        let Some(pid) = pid else { return false };
+        let program = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()));
+        program.is_ok_and(|program| program.ends_with("yadokari"))
+            && rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok()
     }
 }
 
@@ -106,7 +158,7 @@ fn build_on(room: &Room, place: usize, bounded: bool, mut seed: u64) {
     while !room.over.load(Ordering::SeqCst) {
         let variant = next(&mut seed) % VARIANTS;
         let _ = fs::remove_dir_all(&layout);
-        let mut command = room.command(variant, &cache, &layout);
+        let mut command = room.command(variant, &cache, &layout, Some(place));
         if bounded && next(&mut seed).is_multiple_of(3) {
             command.arg("--cache-max-size=600kB");
         }
@@ -150,7 +202,9 @@ fn build_on(room: &Room, place: usize, bounded: bool, mut seed: u64) {
             room.built.fetch_add(1, Ordering::SeqCst);
         } else {
             use std::os::unix::process::ExitStatusExt;
-            assert_eq!(status.signal(), Some(9), "a builder failed\n{text}");
+            // A container tells of a signal as a shell does.
+            let signal = status.signal().or_else(|| status.code().map(|code| code - 128));
+            assert_eq!(signal, Some(9), "a builder failed\n{text}");
             room.killed.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -164,9 +218,12 @@ fn sixteen_builders_and_a_killer_never_give_a_wrong_image() {
     let with_run = std::env::var_os("YADOKARI_STRESS_RUN").is_some();
     let held =
         (with_run && host::require_host(&["docker-registry"])).then(host::registry_with_base);
+    let in_containers = std::env::var_os("YADOKARI_STRESS_CONTAINERS").is_some()
+        && host::require_host(&["podman", "runc"]);
     let mut room = Room {
         work: dir.path().to_owned(),
         base: held.as_ref().map(|(_, _, base)| base.clone()),
+        in_containers,
         expected: Vec::new(),
         finished: Mutex::default(),
         children: (0..BUILDERS).map(|_| Mutex::new(None)).collect(),
@@ -179,7 +236,7 @@ fn sixteen_builders_and_a_killer_never_give_a_wrong_image() {
     for variant in 0..VARIANTS {
         room.write_context(variant);
         let layout = dir.path().join(format!("expected-{variant}"));
-        host::succeed(&mut room.command(variant, &dir.path().join("quiet"), &layout));
+        host::succeed(&mut room.command(variant, &dir.path().join("quiet"), &layout, None));
         room.expected.push(rootfs(&layout));
     }
     let seed = u64::from(std::process::id());
@@ -202,9 +259,14 @@ fn sixteen_builders_and_a_killer_never_give_a_wrong_image() {
             {
                 // A kill every half a second, at any point of a build.
                 std::thread::park_timeout(Duration::from_millis(next(&mut state) % 1000));
-                let place = (next(&mut state) % BUILDERS as u64) as usize;
-                if let Some(child) = &mut *room.children[place].lock().expect("no panic") {
-                    child.kill().expect("SIGKILL");
+                // Most of a container's time is not the builder's: the next one then.
+                let first = (next(&mut state) % BUILDERS as u64) as usize;
+                let places = (0..50 * BUILDERS).map(|more| (first + more) % BUILDERS);
+                for place in places {
+                    if room.kill(place) {
+                        break;
+                    }
+                    std::thread::park_timeout(Duration::from_micros(500));
                 }
             }
             room.over.store(true, Ordering::SeqCst);

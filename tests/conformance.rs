@@ -1,11 +1,33 @@
-//! Whole builds of the cases under `tests/dockerfile/`, compared with what buildah
-//! makes of the same input.
+//! Whole builds of the cases under `tests/dockerfile/`, held against what the
+//! reference says of them and against what buildah makes of the same input.
 //!
-//! A case is a folder: `Dockerfile`; `context/`; `setup`, a shell script run in a
-//! copy of the context; `arguments` for both builders; `expect`, what must be in
-//! the image whoever built it; `deviations`, where buildah differs from the
-//! reference and why; `no-buildah`, why buildah can't build it.
+//! A case is a folder with a `Dockerfile` and some of these files:
+//!
+//! | file | meaning |
+//! | --- | --- |
+//! | `context/`, `setup` | the build context, and a shell script run in a copy of it |
+//! | `parent` | a Dockerfile built first, of the same context; the build argument PARENT names its image, as BASE names one with busybox |
+//! | `arguments` | words for both builders; `@BASE@` is the base image, `@WORK@` the directory above the context |
+//! | `ours` | words for our builder alone |
+//! | `expect` | files of the image: `PATH = CONTENT`, `PATH : ENTRY`, `! PATH` |
+//! | `config` | parts of the image config: `POINTER = JSON`, `! POINTER` |
+//! | `history` | the rows beyond the base's, all of them: `layer CREATED_BY` or `empty CREATED_BY` |
+//! | `layers` | the entries of each layer beyond the base's, all of them: `layer`, then `NAME KIND MODE UID:GID[ -> TARGET][ @SECONDS][ = CONTENT]` |
+//! | `output` | what is said during the build: `TEXT`, `! TEXT` |
+//! | `error` | the build is refused: `at LINE:COLUMN` or `at LINE:`, `exit CODE` (else 1), and texts that are said |
+//! | `check` | nothing is built; the findings of `--check`, all of them: `LINE RULE: TEXT` |
+//! | `deviations` | where buildah differs from the reference, and why: `WHAT: WHY` |
+//! | `no-buildah` | why buildah can't build it |
+//!
+//! In contents and rows line feed, tab and carriage return are `\n`, `\t` and
+//! `\r`. Cases with `error`, `check`
+//! or `history` are about what is ours alone; buildah builds all others unless
+//! `no-buildah` says why not. `YADOKARI_CASE=NAME` runs a single one.
 
+#[path = "support/cases.rs"]
+mod cases;
+#[path = "support/expected.rs"]
+mod expected;
 #[path = "support/host.rs"]
 mod host;
 #[path = "support/image.rs"]
@@ -19,138 +41,67 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
+use std::process::Output;
+use std::sync::Mutex;
 
 use serde_json::Value;
 
+use cases::Case;
 use host::succeed;
 use image::Image;
 
-const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/dockerfile");
+/// Cases built at once.
+const AT_ONCE: usize = 2;
 
 /// What buildah's chroot isolation leaves in every layer made by a RUN.
 const BUILDAH_STUBS: [&str; 4] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/run"];
 
-struct Case {
-    name: String,
-    directory: PathBuf,
-    context: PathBuf,
-    arguments: Vec<String>,
+/// Runs our builder on a case.
+fn run_ours(case: &Case, cache: &Path, extra: &[&str]) -> Output {
+    let own = case.read("ours").unwrap_or_default();
+    host::yadokari()
+        .arg("build")
+        .arg("--context")
+        .arg(case.context())
+        .arg("--dockerfile")
+        .arg(case.dockerfile())
+        .arg("--cache-dir")
+        .arg(cache)
+        .args(&case.arguments)
+        .args(own.split_whitespace().map(|word| case.filled(word)))
+        .args(extra)
+        .output()
+        .expect("the builder")
 }
 
-impl Case {
-    fn prepare(directory: PathBuf, work: &Path, base: &str) -> Self {
-        let name = directory.file_name().expect("a name").to_string_lossy().into_owned();
-        let context = work.join(&name).join("context");
-        fs::create_dir_all(context.parent().expect("a parent")).expect("a directory");
-        succeed(Command::new("cp").arg("-a").arg(directory.join("context")).arg(&context));
-        host::set_mode(&context, 0o755);
-        if let Ok(script) = fs::read_to_string(directory.join("setup")) {
-            succeed(Command::new("sh").args(["-ec", &script]).current_dir(&context));
-        }
-        let mut arguments = vec!["--build-arg".to_owned(), format!("BASE={base}")];
-        if let Ok(text) = fs::read_to_string(directory.join("arguments")) {
-            let secret = work.join(&name).join("secret");
-            arguments.extend(text.split_whitespace().map(|word| {
-                word.replace("@BASE@", base)
-                    .replace("src=secret", &format!("src={}", secret.display()))
-            }));
-        }
-        Self { name, directory, context, arguments }
-    }
-
-    fn build_ours(&self, work: &Path, extra: &[&str]) -> PathBuf {
-        let layout = work.join(&self.name).join(format!("ours{}", extra.concat().replace('/', "")));
-        succeed(
-            host::yadokari()
-                .arg("build")
-                .arg("--context")
-                .arg(&self.context)
-                .arg("--dockerfile")
-                .arg(self.directory.join("Dockerfile"))
-                .arg("--cache-dir")
-                .arg(work.join("cache"))
-                .arg("--no-push")
-                .arg("--oci-layout-path")
-                .arg(&layout)
-                .args(&self.arguments)
-                .args(extra),
-        );
-        layout
-    }
-
-    fn build_theirs(&self, work: &Path) -> PathBuf {
-        let layout = work.join(&self.name).join("theirs");
-        let store = work.join("buildah");
-        let buildah = || {
-            let mut command = Command::new("buildah");
-            command
-                .arg("--root")
-                .arg(store.join("root"))
-                .arg("--runroot")
-                .arg(store.join("run"))
-                .args(["--storage-driver", "overlay"]);
-            command
-        };
-        let tag = format!("localhost/{}", self.name);
-        succeed(
-            buildah()
-                .args(["bud", "--isolation", "chroot", "--tls-verify=false", "--layers=false"])
-                .args(["--identity-label=false", "--format", "oci"])
-                .args(["--tag", &tag])
-                .arg("--file")
-                .arg(self.directory.join("Dockerfile"))
-                .args(&self.arguments)
-                .arg(&self.context),
-        );
-        succeed(buildah().args(["push", "--quiet", &tag]).arg(format!("oci:{}", layout.display())));
-        succeed(buildah().args(["rmi", "--all", "--force"]));
-        layout
-    }
-
-    /// Checks what `expect` says. Lines are `PATH = CONTENT` (with `\n`),
-    /// `PATH : ENTRY`, or `! PATH`.
-    fn check_expected(&self, image: &Image) {
-        let Ok(text) = fs::read_to_string(self.directory.join("expect")) else { return };
-        let tree = image.flatten();
-        for line in text.lines().filter(|line| !line.trim().is_empty()) {
-            if let Some(path) = line.strip_prefix("! ") {
-                assert!(!tree.contains_key(path), "{}: {path} is there", self.name);
-            } else if let Some((path, entry)) = line.split_once(" : ") {
-                let found = tree.get(path).map(|found| found.text.as_str());
-                assert_eq!(found, Some(entry), "{}: {path}", self.name);
-            } else if let Some((path, content)) = line.split_once(" = ") {
-                let found = tree
-                    .get(path)
-                    .map(|found| String::from_utf8_lossy(&found.content).replace('\n', "\\n"));
-                assert_eq!(found.as_deref(), Some(content), "{}: {path}", self.name);
-            } else {
-                panic!("{}: expect has a line that can't be read: {line}", self.name);
-            }
-        }
-    }
-
-    /// Known deviations of buildah: what, and why.
-    fn deviations(&self) -> BTreeMap<String, String> {
-        fs::read_to_string(self.directory.join("deviations"))
-            .unwrap_or_default()
-            .lines()
-            .filter_map(|line| line.split_once(": "))
-            .map(|(what, why)| (what.to_owned(), why.to_owned()))
-            .collect()
-    }
+fn build_theirs(case: &Case, store: &Path) -> PathBuf {
+    let layout = case.work.join("theirs");
+    succeed(
+        Command::new("buildah")
+            .arg("--root")
+            .arg(store.join("root"))
+            .arg("--runroot")
+            .arg(store.join("run"))
+            .args(["--storage-driver", "overlay"])
+            .args(["bud", "--isolation", "chroot", "--tls-verify=false", "--layers=false"])
+            .args(["--identity-label=false", "--format", "oci", "--tag"])
+            .arg(format!("oci:{}:latest", layout.display()))
+            .arg("--file")
+            .arg(case.dockerfile())
+            .args(&case.arguments)
+            .arg(case.context()),
+    );
+    layout
 }
 
-fn cases() -> Vec<PathBuf> {
-    let mut cases: Vec<PathBuf> = fs::read_dir(CASES)
-        .expect("the cases")
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|path| path.join("Dockerfile").is_file())
-        .collect();
-    cases.sort();
-    if let Ok(wanted) = std::env::var("YADOKARI_CASE") {
-        cases.retain(|path| path.ends_with(&wanted));
-    }
-    cases
+/// Known deviations of buildah: what, and why.
+fn deviations(case: &Case) -> BTreeMap<String, String> {
+    case.read("deviations")
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .map(|(what, why)| (what.to_owned(), why.to_owned()))
+        .collect()
 }
 
 /// Fields of the container config in which two images differ.
@@ -217,6 +168,79 @@ fn tree_differences(ours: &Image, theirs: &Image) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// Runs `judge` on every case, [`AT_ONCE`] at once, and gathers what it finds; its
+/// second argument is the number of the thread.
+fn each_case(directories: Vec<PathBuf>, judge: impl Fn(&Path, usize) -> Vec<String> + Sync) {
+    let count = directories.len();
+    let pending = Mutex::new(directories.into_iter());
+    let failures = Mutex::new(Vec::new());
+    let next = || pending.lock().expect("no panic holds it").next();
+    std::thread::scope(|scope| {
+        for thread in 0..AT_ONCE {
+            let (next, judge, failures) = (&next, &judge, &failures);
+            scope.spawn(move || {
+                while let Some(directory) = next() {
+                    let judged = std::panic::AssertUnwindSafe(|| judge(&directory, thread));
+                    let faults = std::panic::catch_unwind(judged).unwrap_or_else(|panic| {
+                        let text = panic.downcast_ref::<String>().cloned();
+                        let plain = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+                        vec![text.or(plain).unwrap_or_default()]
+                    });
+                    let name = directory.file_name().expect("a name").to_string_lossy();
+                    let faults = faults.iter().map(|fault| format!("{name}: {fault}"));
+                    failures.lock().expect("no panic holds it").extend(faults);
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("no panic holds it");
+    assert!(failures.is_empty(), "{} faults:\n{}", failures.len(), failures.join("\n"));
+    eprintln!("{count} Dockerfiles");
+}
+
+/// Everything in which the case isn't what the reference, or buildah, says.
+fn faults(case: &Case, work: &Path, thread: usize, base: &Image) -> Vec<String> {
+    // What is copied keeps its times, and times are in no key: a case that looks at them
+    // must not find the layer of another case.
+    let own = case.directory.join("layers").exists();
+    let cache = if own { case.work.join("cache") } else { work.join("cache") };
+    if let Some(expected) = case.read("check") {
+        let output = run_ours(case, &cache, &["--call=check,format=json"]);
+        return expected::check_faults(&expected, &output);
+    }
+    let layout = case.work.join("ours");
+    let to = layout.display().to_string();
+    let output = run_ours(case, &cache, &["--no-push", "--oci-layout-path", &to]);
+    if let Some(expected) = case.read("error") {
+        return expected::error_faults(&expected, &output);
+    }
+    if !output.status.success() {
+        return vec![format!("fails:\n{}", String::from_utf8_lossy(&output.stderr))];
+    }
+    validator::validate(&layout);
+    let ours = Image::open(&layout);
+    let mut faults = expected::image_faults(case, &ours, base);
+    if let Some(expected) = case.read("output") {
+        faults.extend(expected::output_faults(&expected, &output));
+    }
+    if ["no-buildah", "history"].iter().any(|file| case.directory.join(file).exists()) {
+        return faults;
+    }
+    let theirs = Image::open(&build_theirs(case, &work.join(format!("buildah-{thread}"))));
+    let known = deviations(case);
+    let mut differences = config_differences(&ours.config, &theirs.config);
+    differences.extend(tree_differences(&ours, &theirs));
+    for (what, how) in &differences {
+        if !known.contains_key(what) {
+            faults.push(format!("{what}: ours / buildah's: {how}"));
+        }
+    }
+    for what in known.keys().filter(|what| !differences.contains_key(*what)) {
+        faults.push(format!("{what} is listed as a deviation and is none"));
+    }
+    faults
+}
+
 #[test]
 fn builds_agree_with_the_reference_and_with_buildah() {
     if !host::require_host(&["buildah", "skopeo", "umoci", "docker-registry"]) {
@@ -224,52 +248,23 @@ fn builds_agree_with_the_reference_and_with_buildah() {
     }
     let (_registry, work, base) = host::registry_with_base();
     let work = work.path();
-    let mut failures = Vec::new();
-    let cases = cases();
-    for directory in &cases {
-        let case = Case::prepare(directory.clone(), work, &base);
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let layout = case.build_ours(work, &[]);
-            validator::validate(&layout);
-            let ours = Image::open(&layout);
-            case.check_expected(&ours);
-            if case.directory.join("no-buildah").exists() {
-                return Vec::new();
-            }
-            let theirs = Image::open(&case.build_theirs(work));
-            let known = case.deviations();
-            let mut differences = config_differences(&ours.config, &theirs.config);
-            differences.extend(tree_differences(&ours, &theirs));
-            let mut faults = Vec::new();
-            for (what, how) in &differences {
-                if !known.contains_key(what) {
-                    faults.push(format!("{}: {what}: ours / buildah's: {how}", case.name));
-                }
-            }
-            for what in known.keys() {
-                if !differences.contains_key(what) {
-                    faults.push(format!(
-                        "{}: {what} is listed as a deviation and is none",
-                        case.name
-                    ));
-                }
-            }
-            faults
-        }));
-        match outcome {
-            Ok(faults) => failures.extend(faults),
-            Err(panic) => {
-                let text = panic
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                    .unwrap_or_default();
-                failures.push(format!("{}: {text}", case.name));
-            }
-        }
-    }
-    assert!(failures.is_empty(), "{} faults:\n{}", failures.len(), failures.join("\n"));
-    eprintln!("{} Dockerfiles compared", cases.len());
+    let untouched = work.join("untouched");
+    fs::create_dir_all(&untouched).expect("a directory");
+    fs::write(untouched.join("Dockerfile"), format!("FROM {base}\n")).expect("a Dockerfile");
+    succeed(
+        host::yadokari()
+            .arg("build")
+            .arg("--context")
+            .arg(&untouched)
+            .arg("--cache-dir")
+            .arg(work.join("cache"))
+            .args(["--no-push", "--oci-layout-path"])
+            .arg(untouched.join("layout")),
+    );
+    let untouched = Image::open(&untouched.join("layout"));
+    each_case(cases::all(), |directory, thread| {
+        faults(&Case::prepare(directory, work, &base), work, thread, &untouched)
+    });
 }
 
 /// The log and the walk make the same layers, step for step.
@@ -280,32 +275,20 @@ fn the_walk_makes_the_same_layers_as_the_log() {
     }
     let (_registry, work, base) = host::registry_with_base();
     let work = work.path();
-    let mut failures = Vec::new();
-    for directory in cases() {
+    let directories = cases::all().into_iter().filter(|case| cases::makes_files(case)).collect();
+    each_case(directories, |directory, _| {
         let case = Case::prepare(directory, work, &base);
         // Times of what steps make differ between builds; a fixed epoch makes them agree.
         let build = |mode: &str| {
-            let layout = work.join(&case.name).join(mode);
-            succeed(
-                host::yadokari()
-                    .env("SOURCE_DATE_EPOCH", "1000000000")
-                    .arg("build")
-                    .arg("--context")
-                    .arg(&case.context)
-                    .arg("--dockerfile")
-                    .arg(case.directory.join("Dockerfile"))
-                    .arg("--cache-dir")
-                    .arg(work.join(format!("cache-{mode}")))
-                    .args(["--no-push", "--snapshot-mode", mode, "--oci-layout-path"])
-                    .arg(&layout)
-                    .args(&case.arguments),
-            );
-            Image::open(&layout).config["rootfs"]["diff_ids"].clone()
+            let layout = case.work.join(mode).display().to_string();
+            let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=1000000000"];
+            let mode_and_place = ["--snapshot-mode", mode, "--no-push", "--oci-layout-path"];
+            let extra = [&epoch[..], &mode_and_place, &[&layout]].concat();
+            let output = run_ours(&case, &work.join(format!("cache-{mode}")), &extra);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Image::open(Path::new(&layout)).config["rootfs"]["diff_ids"].clone()
         };
         let (log, walk) = (build("log"), build("full"));
-        if log != walk {
-            failures.push(format!("{}: {log} / {walk}", case.name));
-        }
-    }
-    assert!(failures.is_empty(), "other layers from the walk:\n{}", failures.join("\n"));
+        if log == walk { Vec::new() } else { vec![format!("{log} / {walk}")] }
+    });
 }

@@ -4,6 +4,9 @@
 #[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "support/host.rs"]
 mod host;
+#[allow(dead_code, reason = "the other tests use the rest")]
+#[path = "support/image.rs"]
+mod image;
 
 use std::fs;
 use std::path::Path;
@@ -73,6 +76,12 @@ impl Bench {
             metadata: serde_json::from_slice(&metadata).expect("JSON"),
             stderr: String::from_utf8(output.stderr).expect("UTF-8"),
         }
+    }
+
+    /// A file of the image that was built last.
+    fn file(&self, path: &str) -> image::Entry {
+        let layout = self.directory.path().join("layout");
+        image::Image::open(&layout).flatten().remove(path).expect("a file of the image")
     }
 
     /// Builds, and says of each step `hit` or its reasons.
@@ -363,6 +372,32 @@ fn an_arg_rebuilds_the_steps_that_see_it_and_says_how_it_changed() {
     );
     assert_eq!(bench.steps(&[&version("1.2")]), [HIT; 3]);
     assert_eq!(bench.steps(&[&version("1.2"), "--build-arg=HTTP_PROXY=http://p"]), [HIT; 3]);
+}
+
+#[test]
+fn the_mode_of_a_mounted_directory_is_seen_by_the_key() {
+    let Some(bench) = Bench::with_base() else { return };
+    let dockerfile = "ARG BASE\nFROM $BASE AS made\nARG MODE\nRUN mkdir -m $MODE /d && touch /d/f\n\
+                      FROM $BASE\n\
+                      RUN --mount=type=bind,from=made,source=/d,target=/m stat -c %a /m > /mode\n";
+    bench.write("Dockerfile", dockerfile);
+    let mode = |mode: &str| format!("--build-arg=MODE={mode}");
+    bench.steps(&[&mode("755")]);
+    let said = bench.steps(&[&mode("700")]);
+    assert_eq!(said[1], "d: mode 0755 → 0700");
+    assert_eq!(bench.file("/mode").content, b"700\n");
+}
+
+#[test]
+fn a_layer_of_a_snapshot_that_does_not_look_everywhere_is_no_other_build_s() {
+    let Some(bench) = Bench::with_base() else { return };
+    bench.write("Dockerfile", "ARG BASE\nFROM $BASE\nRUN chmod 600 /etc/passwd && touch /x\n");
+    bench.steps(&["--snapshot-mode=time"]);
+    assert_eq!(bench.steps(&["--snapshot-mode=time"]), [HIT]);
+    assert_eq!(bench.steps(&[]), ["flags that hide changes: --snapshot-mode=time → none"]);
+    let text = bench.file("/etc/passwd").text;
+    assert!(text.contains("0600"), "{text}");
+    assert_eq!(bench.steps(&["--snapshot-mode=full"]), [HIT]);
 }
 
 #[test]

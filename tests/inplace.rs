@@ -5,6 +5,8 @@
 //! a directory with nothing but `/kaniko` and a busybox, Docker's default
 //! capabilities and seccomp profile.
 
+#[path = "support/cases.rs"]
+mod cases;
 #[path = "support/host.rs"]
 mod host;
 #[path = "support/image.rs"]
@@ -20,11 +22,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 
+use cases::CASES;
+use cases::Case;
 use host::succeed;
 use image::Image;
 use serde_json::Value;
-
-const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/dockerfile");
 
 /// Docker's defaults.
 const CAPABILITIES: &str = "CHOWN,DAC_OVERRIDE,FSETID,FOWNER,MKNOD,NET_RAW,SETGID,SETUID,\
@@ -188,51 +190,27 @@ fn described(path: &Path) -> (String, Vec<u8>) {
     }
 }
 
-/// A prepared case of `tests/dockerfile`.
-struct Case {
-    name: String,
-    words: Vec<String>,
+/// What the builder is told to build a case.
+fn words(case: &Case) -> Vec<String> {
+    let own = case.read("ours").unwrap_or_default();
+    ["--context".to_owned(), case.context().display().to_string(), "--dockerfile".to_owned()]
+        .into_iter()
+        .chain([case.dockerfile().display().to_string(), "--no-push".to_owned()])
+        .chain(case.arguments.iter().cloned())
+        .chain(own.split_whitespace().map(|word| case.filled(word)))
+        .collect()
 }
 
-impl Case {
-    fn prepare(directory: &Path, work: &Path, base: &str) -> Self {
-        let name = directory.file_name().expect("a name").to_string_lossy().into_owned();
-        let context = work.join(&name).join("context");
-        fs::create_dir_all(context.parent().expect("a parent")).expect("a directory");
-        succeed(Command::new("cp").arg("-a").arg(directory.join("context")).arg(&context));
-        host::set_mode(&context, 0o755);
-        if let Ok(script) = fs::read_to_string(directory.join("setup")) {
-            succeed(Command::new("sh").args(["-ec", &script]).current_dir(&context));
-        }
-        let mut words: Vec<String> =
-            ["--context".to_owned(), context.display().to_string(), "--dockerfile".to_owned()]
-                .into_iter()
-                .chain([directory.join("Dockerfile").display().to_string()])
-                .chain(["--build-arg".to_owned(), format!("BASE={base}"), "--no-push".to_owned()])
-                .collect();
-        if let Ok(text) = fs::read_to_string(directory.join("arguments")) {
-            let secret = work.join(&name).join("secret");
-            words.extend(text.split_whitespace().map(|word| {
-                word.replace("@BASE@", base)
-                    .replace("src=secret", &format!("src={}", secret.display()))
-            }));
-        }
-        Self { name, words }
-    }
-}
-
+/// The cases in which processes run.
 fn cases() -> Vec<PathBuf> {
-    let mut cases: Vec<PathBuf> = fs::read_dir(CASES)
-        .expect("the cases")
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|path| path.join("Dockerfile").is_file())
-        .filter(|path| !DIFFERENT.iter().any(|(name, _)| path.ends_with(name)))
-        .collect();
-    cases.sort();
-    if let Ok(wanted) = std::env::var("YADOKARI_CASE") {
-        cases.retain(|path| path.ends_with(&wanted));
-    }
-    cases
+    let runs = |path: &PathBuf| {
+        let text = fs::read_to_string(path.join("Dockerfile")).expect("a Dockerfile");
+        text.lines().any(|line| line.trim_start().to_uppercase().starts_with("RUN "))
+    };
+    let differs = |path: &PathBuf| DIFFERENT.iter().any(|(name, _)| path.ends_with(name));
+    let mut all = cases::all();
+    all.retain(|path| cases::makes_files(path) && runs(path) && !differs(path));
+    all
 }
 
 fn manifest(layout: &Path) -> Value {
@@ -264,7 +242,7 @@ fn every_root_and_recorder_makes_the_same_bytes() {
                 .arg(work.join("cache-overlay"))
                 .arg("--oci-layout-path")
                 .arg(layout(case, "overlay"))
-                .args(&case.words),
+                .args(words(case)),
         );
     }
     let mut faults = Vec::new();
@@ -278,7 +256,7 @@ fn every_root_and_recorder_makes_the_same_bytes() {
                 "/kaniko/executor --cache-dir /cache --snapshot-mode {mode} --oci-layout-path {} \
                  {} 2>{}.log || echo {} failed",
                 out.display(),
-                quoted(&case.words),
+                quoted(&words(case)),
                 out.display(),
                 case.name,
             );

@@ -337,6 +337,31 @@ fn the_archive_behind_a_url_is_a_context() {
     assert!(said.contains("404"), "{said}");
 }
 
+#[test]
+fn the_time_of_what_was_fetched_can_be_that_of_the_image() {
+    let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=context"];
+    let dockerfile = ("Dockerfile", "FROM scratch\nCOPY f /f\n");
+    let web = Web::start();
+    let dated = vec![("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT".to_owned())];
+    web.put("/c.tar.gz", Page::File(archive(&[dockerfile, ("f", "x")]), dated));
+    let bench = Bench::new("");
+    let context = format!("--context={}", web.url("/c.tar.gz"));
+    let (image, _) = bench.build(&[&context, epoch[0], epoch[1]]);
+    assert_eq!(image.config["created"], "1994-11-06T08:49:37Z");
+    if has_git() {
+        let served = tempfile::tempdir().expect("a directory");
+        let repository = Repository::new(served.path(), "r.git");
+        repository.commit(&[dockerfile, ("f", "x")]);
+        let daemon = Daemon::start(served.path());
+        let context = format!("--context={}", daemon.url("r.git"));
+        let mut command = bench.command();
+        command.env("GIT_PULL_METHOD", "git").arg(context).args(epoch);
+        let (image, _) = bench.build_by(&mut command);
+        assert_eq!(image.config["created"], "2001-09-09T01:46:40Z");
+        assert_eq!(mtime(&image, "/f"), 1_000_000_000);
+    }
+}
+
 // Repositories.
 
 /// A repository with a branch, tags and a submodule's worth of history.

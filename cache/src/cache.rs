@@ -3,6 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use crate::directory::{Access, prepare};
 use crate::error::{Error, Notice};
@@ -21,6 +22,9 @@ const WORTHWHILE: usize = 64;
 /// Spool files folded at a time: bounds memory, and with [`ROUNDS`] the time the
 /// lock is held while others keep putting.
 const CHUNK: usize = 1024;
+
+/// After which time the fold of a build begins no further chunk.
+const LONG: Duration = Duration::from_millis(100);
 
 /// Looks into the spool after which the holder of the lock leaves new arrivals
 /// to the next fold.
@@ -309,7 +313,12 @@ impl Cache {
         let mut index = self.kind.index(&self.directory);
         let mut folded = 0;
         let mut result = Ok(());
+        let begun = Instant::now();
         for _ in 0..ROUNDS {
+            // Others keep putting; a build shouldn't do all of their work.
+            if folded > 0 && when == Fold::IfWorthwhile && begun.elapsed() > LONG {
+                break;
+            }
             let mut names = match list() {
                 Ok(names) if !names.is_empty() => names,
                 Ok(_) => break,
@@ -328,7 +337,7 @@ impl Cache {
                 }
             }
         }
-        index.settle();
+        index.settle(when == Fold::Now);
         self.state().notices.append(&mut notices);
         result.map(|()| Folded::Done(folded))
     }

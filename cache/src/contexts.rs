@@ -173,6 +173,8 @@ struct State {
     new: BTreeMap<Vec<u8>, (Fingerprint, Remembered)>,
     /// Entries of the old table that were asked for and were right.
     used: Vec<bool>,
+    /// The entry behind the one asked for last: walks ask in the order of paths.
+    next: u32,
 }
 
 impl ContextDigests {
@@ -200,7 +202,7 @@ impl ContextDigests {
             .unwrap_or(0);
         let scratch = cache.join("tmp");
         let used = vec![false; old.count as usize];
-        let state = Mutex::new(State { new: BTreeMap::new(), used });
+        let state = Mutex::new(State { new: BTreeMap::new(), used, next: 0 });
         Self { path, scratch, began, old, state, notice }
     }
 
@@ -210,7 +212,11 @@ impl ContextDigests {
         if let Some((known, digest)) = state.new.get(path) {
             return (known == fingerprint).then_some(*digest);
         }
-        let at = self.old.find(path)?;
+        let at = match self.old.path(state.next) {
+            Some(next) if next == path => state.next,
+            _ => self.old.find(path)?,
+        };
+        state.next = at + 1;
         let (known, digest) = self.old.entry(at)?;
         if known != *fingerprint {
             return None;
@@ -287,6 +293,8 @@ pub fn check(path: &Path) -> Result<(), String> {
 
 fn read(path: &Path) -> Result<Table, String> {
     match fs::metadata(path) {
+        // A pipe, say, which would be read for ever.
+        Ok(file) if !file.is_file() => return Err("no file".to_owned()),
         Ok(file) if file.len() > MAX_FILE => return Err("too large".to_owned()),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Table::default()),

@@ -63,9 +63,9 @@ pub(crate) trait Index: Send {
     /// old one. Best effort: without it the next `extend` starts over.
     fn moved(&mut self, end: Position);
 
-    /// Puts the house in order after one or more [`extend`](Self::extend): may
-    /// take a second once in a while, delays no reader.
-    fn settle(&mut self);
+    /// Puts the house in order after one or more [`extend`](Self::extend): takes half a
+    /// second at most, for somebody patient as long as it takes. Delays no reader.
+    fn settle(&mut self, patient: bool);
 }
 
 /// How a record is named in an index: bucket, `/`, key. A bucket's name carries

@@ -51,6 +51,8 @@ pub struct Lease {
 struct List {
     file: File,
     held: HashSet<String>,
+    /// The last line may be half a line: a full disk.
+    torn: bool,
 }
 
 impl Lease {
@@ -87,7 +89,7 @@ impl Lease {
                 let _ = fs::remove_file(&path);
                 return Err(Error::io("create", &scratch)(source));
             }
-            let list = Mutex::new(List { file, held: HashSet::new() });
+            let list = Mutex::new(List { file, held: HashSet::new(), torn: false });
             return Ok(Self { path, scratch, list, collect });
         }
     }
@@ -116,12 +118,15 @@ impl Lease {
         if list.held.contains(name) {
             return Ok(());
         }
+        // What follows half a line would be held by nobody.
+        let line = format!("{}{name}\n", if list.torn { "\n" } else { "" });
         let written = (|| {
             self.collect.lock_shared()?;
-            let written = list.file.write_all(format!("{name}\n").as_bytes());
+            let written = list.file.write_all(line.as_bytes());
             self.collect.unlock()?;
             written
         })();
+        list.torn = written.is_err();
         written.map_err(Error::io("write", &self.path))?;
         list.held.insert(name.to_owned());
         Ok(())
@@ -226,9 +231,15 @@ fn remove_dead(leases: &Path, tmp: &Path) {
             fs::symlink_metadata(leases.join(name)),
             Err(error) if error.kind() == io::ErrorKind::NotFound
         );
-        // Files in `tmp/` itself belong to nobody's lease and are a moment old.
-        if orphan && tmp.join(name).is_dir() {
-            remove_later(tmp, name);
+        if !orphan {
+            continue;
+        }
+        match tmp.join(name).symlink_metadata() {
+            Ok(found) if found.is_dir() => remove_later(tmp, name),
+            // Files in `tmp/` itself belong to nobody's lease and are a moment old,
+            // unless their writer was killed.
+            Ok(found) if is_stale(&found) => drop(fs::remove_file(tmp.join(name))),
+            _ => {}
         }
     }
     for name in names(leases).filter(|name| !is_lock(name)) {
@@ -242,6 +253,15 @@ fn remove_dead(leases: &Path, tmp: &Path) {
             Err(TryLockError::WouldBlock | TryLockError::Error(_)) => {}
         }
     }
+}
+
+/// How long a file that is written at once may take, in seconds: for a machine that
+/// was asleep meanwhile.
+const AT_ONCE: u64 = 3600;
+
+fn is_stale(found: &fs::Metadata) -> bool {
+    let age = found.modified().ok().and_then(|time| time.elapsed().ok());
+    age.is_some_and(|age| age.as_secs() >= AT_ONCE)
 }
 
 /// Out of the way at once; deleted when somebody has time.
@@ -307,6 +327,33 @@ mod tests {
         assert!(!tmp.join("dead").exists());
         assert!(!tmp.join("orphan").exists());
         assert!(!leases.join("dead").exists());
+    }
+
+    #[test]
+    fn a_file_that_a_killed_writer_left_goes_after_a_while() {
+        let cache = cache();
+        let (fresh, stale) = (cache.path().join("tmp/new-1"), cache.path().join("tmp/new-2"));
+        fs::write(&fresh, "x").unwrap();
+        fs::write(&stale, "x").unwrap();
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(AT_ONCE);
+        File::options().append(true).open(&stale).unwrap().set_modified(long_ago).unwrap();
+        let _lease = Lease::acquire(cache.path()).unwrap();
+        assert!(fresh.exists() && !stale.exists());
+    }
+
+    #[test]
+    fn what_is_held_after_a_line_was_torn_is_held() {
+        let cache = cache();
+        let lease = Lease::acquire(cache.path()).unwrap();
+        {
+            // As a disk leaves it that is full in the middle of a line.
+            let mut list = lease.list.lock().unwrap();
+            list.file.write_all(b"blobs/sha256/a").unwrap();
+            list.torn = true;
+        }
+        lease.hold("blobs/sha256/b").unwrap();
+        let collector = Collector::begin(cache.path(), None).unwrap().unwrap();
+        assert!(collector.among_held(|held| held.contains("blobs/sha256/b")).unwrap());
     }
 
     #[test]

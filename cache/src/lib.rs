@@ -81,4 +81,4 @@ pub use lease::{Collector, Lease};
 pub use places::Places;
 pub use record::{Record, StepRecord};
 pub use running::Turn;
-pub use survey::{Compacted, Seen};
+pub use survey::{Compacted, Seen, SeenUntil};

@@ -55,8 +55,8 @@ impl Places {
     /// What is kept at a place; `None` if there is nothing, or nothing whole.
     pub fn read(&self, place: &Key) -> Option<Vec<u8>> {
         let path = self.path(place);
-        let length = fs::metadata(&path).ok()?.len();
-        if length > MAX_FILE {
+        let found = fs::metadata(&path).ok()?;
+        if !found.is_file() || found.len() > MAX_FILE {
             return None;
         }
         let mut bytes = fs::read(path).ok()?;

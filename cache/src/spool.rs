@@ -45,6 +45,16 @@ impl Spool {
         }
     }
 
+    /// This spool as if these files had nothing in them.
+    pub(crate) fn without(self, files: HashSet<OsString>) -> Self {
+        Self { files, ..self }
+    }
+
+    /// Names of the files that were read.
+    pub(crate) fn into_files(self) -> HashSet<OsString> {
+        self.files
+    }
+
     /// What is known of a key without asking the file system.
     pub(crate) fn get(&self, index_key: &[u8]) -> Option<&[u8]> {
         self.records.get(index_key).map(Vec::as_slice)
@@ -148,21 +158,32 @@ pub(crate) fn read(
     access: Access,
     notices: &mut Vec<Notice>,
 ) -> Option<Vec<u8>> {
-    let oversized = fs::metadata(path).is_ok_and(|file| file.len() > frame::MAX_FRAME as u64);
-    let reason = match fs::read(path) {
-        _ if oversized => "too large for a record file",
+    let found = fs::symlink_metadata(path).ok();
+    let odd = match found.map(|found| (found.is_file(), found.len())) {
+        // A pipe, say, which would be read for ever.
+        Some((false, _)) => Some("no file"),
+        Some((_, length)) if length > frame::MAX_FRAME as u64 => {
+            Some("too large for a record file")
+        }
+        _ => None,
+    };
+    let read = || match fs::read(path) {
         Ok(bytes) => match frame::head(&bytes) {
-            Head::Frame(_, length) if length == bytes.len() => return Some(bytes),
-            Head::Frame(..) => "bytes after the end",
-            Head::Incomplete => "truncated",
-            Head::Damaged(reason) => reason,
+            Head::Frame(_, length) if length == bytes.len() => Ok(Some(bytes)),
+            Head::Frame(..) => Err("bytes after the end"),
+            Head::Incomplete => Err("truncated"),
+            Head::Damaged(reason) => Err(reason),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => {
             let reason = error.to_string();
             notices.push(Notice::Unreadable { path: path.to_owned(), reason });
-            return None;
+            Ok(None)
         }
+    };
+    let reason = match odd.map_or_else(read, Err) {
+        Ok(bytes) => return bytes,
+        Err(reason) => reason,
     };
     notices.push(Notice::SetAside { path: path.to_owned(), reason: reason.to_owned() });
     if access == Access::ReadWrite {

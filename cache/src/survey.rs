@@ -3,7 +3,8 @@
 //!
 //! Both are a collector's work and cost a pass over the log. Builds never do this.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 
@@ -47,6 +48,14 @@ impl Seen<'_> {
     }
 }
 
+/// Up to where somebody has seen the records: what is put after that can be asked
+/// for by itself, see [`Cache::each_record_since`].
+#[derive(Debug)]
+pub struct SeenUntil {
+    spool: HashSet<OsString>,
+    log: Position,
+}
+
 /// What [`Cache::compact`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compacted {
@@ -60,20 +69,21 @@ pub enum Compacted {
 
 impl Cache {
     /// Shows every record that is there, in no order, each once. Records put
-    /// meanwhile may be missing. Returns how many there were.
+    /// meanwhile may be missing: they are behind what is returned.
     ///
     /// # Errors
     ///
     /// When spool or log can't be read; then not everything was shown.
-    pub fn each_record(&self, take: &mut dyn FnMut(&Seen<'_>)) -> Result<u64, Error> {
+    pub fn each_record(&self, take: &mut dyn FnMut(&Seen<'_>)) -> Result<SeenUntil, Error> {
         let mut notices = Vec::new();
         // In this order: records move from the spool to the log.
         let mut spool = Spool::new(self.directory(), Access::ReadOnly);
         spool.refresh(&mut notices);
         let records = self.directory().join("records");
-        let mut count = 0;
+        let mut until = Position { log: 0, offset: 0 };
         if let Some(log) = Log::open(self.directory()).map_err(Error::io("open", &records))? {
-            let places = living(&log, &mut notices).map_err(Error::io("read", &log.path))?;
+            let (places, end) = living(&log, &mut notices).map_err(Error::io("read", &log.path))?;
+            until = Position { log: log.number, offset: end };
             let mut places: Vec<_> = places.into_iter().collect();
             places.sort_unstable_by_key(|(_, place)| *place);
             for (name, (offset, length)) in places {
@@ -81,17 +91,58 @@ impl Cache {
                 let value = log.value(offset, length).map_err(Error::io("read", &log.path))?;
                 if spool.get(&name).is_none() && !spool.is_taken_back(&name, &value) {
                     take(&Seen { bucket, key, value: &value });
-                    count += 1;
                 }
             }
         }
         for (name, value) in spool.records() {
             let Some((bucket, key)) = parts(name) else { continue };
             take(&Seen { bucket, key, value });
-            count += 1;
         }
         self.add_notices(notices);
-        Ok(count)
+        Ok(SeenUntil { spool: spool.into_files(), log: until })
+    }
+
+    /// Shows the records that were put since, and moves the mark on. One that was in
+    /// the spool before may be shown again.
+    ///
+    /// # Errors
+    ///
+    /// As [`each_record`](Self::each_record); the mark stays where it was.
+    pub fn each_record_since(
+        &self,
+        since: &mut SeenUntil,
+        take: &mut dyn FnMut(&Seen<'_>),
+    ) -> Result<(), Error> {
+        let mut notices = Vec::new();
+        let known = since.spool.clone();
+        let mut spool = Spool::new(self.directory(), Access::ReadOnly).without(known);
+        spool.refresh(&mut notices);
+        let records = self.directory().join("records");
+        let mut until = since.log;
+        if let Some(log) = Log::open(self.directory()).map_err(Error::io("open", &records))? {
+            if log.number != until.log {
+                until = Position { log: log.number, offset: 0 };
+            }
+            let shown = log.read(until.offset, &mut notices, |_, items| {
+                for item in items {
+                    if let (name, Effect::Put(value)) = effect(item)
+                        && let Some((bucket, key)) = parts(&name)
+                    {
+                        take(&Seen { bucket, key, value });
+                    }
+                }
+                io::Result::Ok(())
+            });
+            until.offset = shown.map_err(Error::io("read", &log.path))?;
+        }
+        for (name, value) in spool.records() {
+            if let Some((bucket, key)) = parts(name) {
+                take(&Seen { bucket, key, value });
+            }
+        }
+        self.add_notices(notices);
+        *since = SeenUntil { spool: spool.into_files(), log: until };
+        Ok(())
     }
 
     /// Holds the index against the log, record by record; makes it anew if they
@@ -120,7 +171,7 @@ impl Cache {
         index.refresh(&mut notices);
         let mut agree = notices.is_empty();
         for (name, (offset, length)) in
-            living(&log, &mut Vec::new()).map_err(Error::io("read", &log.path))?
+            living(&log, &mut Vec::new()).map_err(Error::io("read", &log.path))?.0
         {
             let value = log.value(offset, length).map_err(Error::io("read", &log.path))?;
             agree &= index.get(&name, &mut notices) == Some(value);
@@ -150,7 +201,7 @@ impl Cache {
         let mut notices = Vec::new();
         let opened = Log::open(self.directory()).map_err(Error::io("open", &directory))?;
         let Some(old) = opened else { return Ok(Compacted::NotWorthwhile) };
-        let places = living(&old, &mut notices).map_err(Error::io("read", &old.path))?;
+        let (places, _) = living(&old, &mut notices).map_err(Error::io("read", &old.path))?;
         let length = old.length().map_err(Error::io("look at", &old.path))?;
         let alive: u64 = places
             .iter()
@@ -184,10 +235,10 @@ impl Cache {
     }
 }
 
-/// The living records of a log.
-fn living(log: &Log, notices: &mut Vec<Notice>) -> io::Result<Places> {
+/// The living records of a log, and up to where it was read.
+fn living(log: &Log, notices: &mut Vec<Notice>) -> io::Result<(Places, u64)> {
     let mut places = Places::new();
-    log.read(0, notices, |start, items| {
+    let end = log.read(0, notices, |start, items| {
         for item in items {
             match effect(item) {
                 (name, Effect::Put(value)) => {
@@ -205,7 +256,7 @@ fn living(log: &Log, notices: &mut Vec<Notice>) -> io::Result<Places> {
         }
         io::Result::Ok(())
     })?;
-    Ok(places)
+    Ok((places, end))
 }
 
 /// Writes the records at `places` of `old` to a new file, synced. Returns its

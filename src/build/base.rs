@@ -213,7 +213,11 @@ impl Bases {
             return Ok(());
         }
         if let Some(file) = self.store.open_blob(&layer.descriptor.digest)? {
-            return index_layer(&self.store, layer, file);
+            match index_layer(&self.store, layer, file) {
+                // Damaged in a way that its seal didn't tell: it is fetched anew.
+                Err(_) if !self.store.has_sound_blob(&layer.descriptor.digest)? => {}
+                other => return other,
+            }
         }
         observer.observe(Progress::Note(format!(
             "pulling {} ({} bytes)",

@@ -84,6 +84,11 @@ impl Delivery {
         self.made.first().expect("a build has at least one platform")
     }
 
+    /// The layers of all images.
+    pub(super) fn layers(&self) -> impl Iterator<Item = &Descriptor> {
+        self.made.iter().flat_map(|made| &made.image.layers)
+    }
+
     /// Steps of the targets that ran.
     pub(super) fn misses(&self) -> u32 {
         self.made.iter().map(|one| one.misses).sum()

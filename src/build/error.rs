@@ -336,6 +336,16 @@ impl Error {
         }
     }
 
+    /// Whether damaged or missing contents of the cache may be behind a result that
+    /// couldn't be delivered.
+    pub(super) fn may_be_damage(&self) -> bool {
+        match self.cause() {
+            Self::Registry(error) => error.is_about_content(),
+            Self::Layout(_) | Self::Output { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Exit code of the process that a RUN failed by: its own, or what a shell gives
     /// for a program that can't be executed. Never 0.
     pub fn exit_code(&self) -> Option<u8> {

@@ -105,7 +105,7 @@ impl Inputs {
                     shared.check_interrupted()?;
                     let copy = whole(origin, source);
                     lists.push(files.with_source(|tree| {
-                        step::select::select(tree, &copy)?.listing(tree, None, most)
+                        step::select::select(tree, &copy)?.listing_of_mount(tree, most)
                     })?);
                 }
             }
@@ -164,7 +164,7 @@ impl Inputs {
             let files = shared.files(origin, platform)?;
             let copy = whole(origin, source);
             let digest = files.with_source(|tree| {
-                step::select::select(tree, &copy)?.digest(tree, None, shared.request.threads)
+                step::select::select(tree, &copy)?.digest_of_mount(tree, shared.request.threads)
             })?;
             let mut hasher = KeyHasher::new("bind");
             hasher.field("files", digest.as_bytes());

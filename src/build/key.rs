@@ -21,14 +21,15 @@
 //! | directory, user | yes | - | yes | |
 //! | network | yes | - | - | |
 //! | mounts: type, target, options | yes | - | - | |
-//! | bind mounts: content of the source | yes | - | - | |
+//! | bind mounts: content of the source, mode and owner of its top | yes | - | - | see `step::select` |
 //! | secret, ssh and cache ids | yes | - | - | |
-//! | names of `--add-host`, `--shm-size`, `--ulimit`, where given | yes | - | - | as BuildKit's |
+//! | names of `--add-host`, `--shm-size`, `--ulimit`, name of the host, where given | yes | - | - | as BuildKit's |
 //! | ADD of a URL: file name and SHA-256 | - | yes | - | its host doesn't matter |
 //! | ADD of a repository: commit, subdirectory, submodules | - | yes | - | see `build::remote` |
 //! | destination, `--chown`, `--chmod`, `--link`, `--parents` | - | yes | - | |
 //! | names, types, modes, contents of what is taken | - | yes | - | see `step::select`; which names are one file, too |
 //! | ADD or COPY, `--unpack` | - | yes | - | archives are unpacked or not |
+//! | `--snapshot-mode=redo` or `time`, `--ignore-path` in place | yes | - | - | the layer may lack something |
 //! | clamp of times (`SOURCE_DATE_EPOCH`) | yes | yes | yes | it is in the layer's bytes |
 //!
 //! Values of these fields, secrets taken out, are kept to explain a later miss: a row
@@ -37,7 +38,7 @@
 //! What deliberately does not: modification times and order of files (a checkout
 //! sets them anew), owners in the build context (they are reset), undeclared proxy
 //! variables (they differ by machine), values of secrets and what an ssh agent holds (they rotate, and must
-//! not leave a trace), addresses of `--add-host`, labels, contents of cache mounts, snapshot mode, compression
+//! not leave a trace), addresses of `--add-host`, labels, contents of cache mounts, `--snapshot-mode=full`, compression
 //! and number of threads (none changes the tree), the text of the instruction
 //! (a comment or a line break is no change).
 
@@ -73,6 +74,8 @@ pub struct Surroundings {
     pub clamp: Option<i64>,
     /// What every RUN finds around it.
     pub conditions: Conditions,
+    /// Flags by which changes of a RUN are not looked for everywhere.
+    pub unseen: Vec<String>,
 }
 
 /// The definition key that a stage starts from: the layers of its base.
@@ -108,6 +111,9 @@ pub fn of_step(
         Action::Run(run) => {
             add_run(&mut hasher, run);
             add_conditions(&mut hasher, &surroundings.conditions);
+            if !surroundings.unseen.is_empty() {
+                hasher.list("unseen", surroundings.unseen.iter().map(|flag| flag.as_bytes()));
+            }
         }
     }
     hasher.list("contents", contents.iter().map(|key| key.as_bytes().as_slice()));
@@ -167,7 +173,7 @@ fn add_run(hasher: &mut KeyHasher, run: &RunStep) {
 /// Only what was asked for: without flags a RUN has the key it always had. Addresses of
 /// hosts are left out as in BuildKit; they differ by machine.
 fn add_conditions(hasher: &mut KeyHasher, conditions: &Conditions) {
-    let Conditions { hosts, shm_size, limits } = conditions;
+    let Conditions { hosts, shm_size, limits, hostname } = conditions;
     if !hosts.is_empty() {
         hasher.list("hosts", hosts.iter().map(|(name, _)| name.as_bytes()));
     }
@@ -179,6 +185,9 @@ fn add_conditions(hasher: &mut KeyHasher, conditions: &Conditions) {
         for value in [limit.soft, limit.hard] {
             hasher.optional("value", value.map(u64::to_le_bytes).as_ref().map(|value| &value[..]));
         }
+    }
+    if let Some(hostname) = hostname {
+        hasher.field("hostname", hostname.as_bytes());
     }
 }
 

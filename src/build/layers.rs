@@ -261,7 +261,12 @@ impl Workshop {
         }
         if self.store.layer(&facts.diff_id).map_err(LayerError::new)?.is_none() {
             let blob = self.has(&facts.descriptor.digest, facts.descriptor.size)?;
-            if !blob || self.inflate(&facts).is_err() {
+            if !blob {
+                return Ok(None);
+            }
+            if self.inflate(&facts).is_err() {
+                // If it is damaged it is out of the way of the one that is made now.
+                self.store.recheck_blob(&facts.descriptor.digest).map_err(LayerError::new)?;
                 return Ok(None);
             }
         }
@@ -293,10 +298,13 @@ impl Workshop {
     /// # Errors
     /// Those of the store; a layer that the store no longer has in any form.
     pub fn lower(&self, facts: &LayerFacts) -> Result<Lower, LayerError> {
-        if self.store.layer(&facts.diff_id).map_err(LayerError::new)?.is_none() {
-            self.inflate(facts)?;
-        }
-        self.open_lower(&facts.diff_id)
+        let lower = || {
+            if self.store.layer(&facts.diff_id).map_err(LayerError::new)?.is_none() {
+                self.inflate(facts)?;
+            }
+            self.open_lower(&facts.diff_id)
+        };
+        lower().inspect_err(|_| self.store.doubt_blob(&facts.descriptor.digest))
     }
 
     /// A layer of the store, ready to be stacked.

@@ -314,6 +314,29 @@ impl Request {
         }
     }
 
+    /// Flags by which a snapshot of a RUN doesn't look everywhere: its layer may lack
+    /// what another build's has.
+    pub fn unseen(&self) -> Vec<String> {
+        let mut flags = Vec::new();
+        match self.snapshot {
+            SnapshotMode::Log | SnapshotMode::Walk(WalkMode::Full) => {}
+            SnapshotMode::Walk(WalkMode::Redo) => flags.push("--snapshot-mode=redo".to_owned()),
+            SnapshotMode::Walk(WalkMode::Time) => flags.push("--snapshot-mode=time".to_owned()),
+        }
+        if let RootChoice::InPlace { options, .. } = &self.root {
+            let exceptions = &options.exceptions;
+            let mut ignored: Vec<_> =
+                exceptions.ignored.iter().map(|path| format!("--ignore-path={path}")).collect();
+            ignored.sort();
+            ignored.dedup();
+            flags.append(&mut ignored);
+            if exceptions.ignore_var_run == Some(true) {
+                flags.push("--ignore-var-run".to_owned());
+            }
+        }
+        flags
+    }
+
     /// Names of `--no-cache-filter` that no stage has.
     pub fn unknown_in_filter(&self, plan: &Plan) -> Vec<&str> {
         let has = |name: &String| plan.stages.iter().any(|stage| is_called(stage, name));

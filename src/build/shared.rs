@@ -247,7 +247,8 @@ impl<'a> Shared<'a> {
         let run = || stage::run(self, index);
         let finished = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
             .unwrap_or(Err(Error::Panic));
-        let is_lost = self.workshop.repo.as_ref().is_some_and(|repo| repo.is_lost());
+        let is_lost = self.workshop.repo.as_ref().is_some_and(|repo| repo.is_lost())
+            || self.workshop.store.lost();
         let is_absent =
             finished.as_ref().is_err_and(|error| matches!(error.cause(), Error::NotCached));
         // Others may go on: what they finish isn't done again.
@@ -371,7 +372,13 @@ impl<'a> Shared<'a> {
             let digests: Vec<Digest> = chain.iter().map(|facts| facts.descriptor.digest).collect();
             repo.fetch_all(&digests, true, self.observer)?;
         }
-        chain.iter().map(|facts| Ok(self.workshop.lower(facts)?)).collect()
+        let lowers: Result<_, _> = chain.iter().map(|facts| self.workshop.lower(facts)).collect();
+        if lowers.is_err() && self.workshop.store.lost() {
+            // One is damaged or gone; others may be, and the build should begin again
+            // once and not for each of them.
+            chain.iter().for_each(|facts| self.workshop.store.doubt_blob(&facts.descriptor.digest));
+        }
+        Ok(lowers?)
     }
 
     /// An overlay that is only read.

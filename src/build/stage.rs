@@ -223,6 +223,7 @@ impl<'a> StageRun<'a> {
                 platform: stage.platform.clone(),
                 clamp: shared.workshop.clamp,
                 conditions: shared.request.conditions.clone(),
+                unseen: shared.request.unseen(),
             },
             ahead: Ahead::default(),
             root: None,

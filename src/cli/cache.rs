@@ -272,6 +272,7 @@ fn used(usage: &collect::Usage) -> Answer {
         ("layers", usage.layers),
         ("blobs", usage.blobs),
         ("mounts", usage.mounts),
+        ("partial", usage.partial),
         ("memory", usage.memory),
         ("tmp", usage.tmp),
         ("waste", usage.waste),

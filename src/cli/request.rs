@@ -30,6 +30,7 @@ use crate::overlay::Transport;
 use crate::plan::step::Network;
 use crate::registry;
 use crate::snapshot::Mode as WalkMode;
+use crate::step::run::Conditions;
 
 mod places;
 
@@ -199,7 +200,7 @@ pub(super) fn resolve(
             NetworkKind::None => Network::None,
             NetworkKind::Host => Network::Host,
         },
-        conditions: places::conditions(flags)?,
+        conditions: Conditions { hostname: steering.hostname, ..places::conditions(flags)? },
         registry: registry_options(
             &flags.pull,
             flags.insecure,

@@ -11,6 +11,8 @@ pub(super) struct Steering {
     pub(super) overrides: Overrides,
     /// `BUILDKIT_MULTI_PLATFORM`: an index, also for a single platform.
     pub(super) index: bool,
+    /// `BUILDKIT_SANDBOX_HOSTNAME`: name of the host that steps see.
+    pub(super) hostname: Option<String>,
 }
 
 impl Steering {
@@ -41,16 +43,24 @@ impl Steering {
                         other => return Err(format!("{name} is true or false, not `{other}`")),
                     };
                 }
+                "BUILDKIT_SANDBOX_HOSTNAME" if !is_hostname(value) => {
+                    return Err(format!("{name}: `{value}` is no name of a host"));
+                }
                 "BUILDKIT_SANDBOX_HOSTNAME" => {
-                    return Err(format!(
-                        "{name} is not supported: every step sees the host name buildkitsandbox"
-                    ));
+                    steering.hostname = Some(value.clone()).filter(|name| !name.is_empty());
                 }
                 _ => {}
             }
         }
         Ok(steering)
     }
+}
+
+/// Whether the kernel takes it (at most 64 bytes, sethostname(2)) and `/etc/hosts` can
+/// hold it.
+fn is_hostname(name: &str) -> bool {
+    let fits = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
+    name.len() <= 64 && name.chars().all(fits)
 }
 
 #[cfg(test)]
@@ -67,11 +77,13 @@ mod tests {
         assert!(syntax.overrides.syntax);
         assert!(read("BUILDKIT_MULTI_PLATFORM", "1").is_ok_and(|read| read.index));
         assert_eq!(read("OTHER", "1"), Ok(Steering::default()));
+        let name = read("BUILDKIT_SANDBOX_HOSTNAME", "a-b.c").expect("valid").hostname;
+        assert_eq!(name.as_deref(), Some("a-b.c"));
         for (name, value) in [
             ("BUILDKIT_DOCKERFILE_CHECK", "colour=red"),
             ("BUILDKIT_SYNTAX", "example.com/other"),
             ("BUILDKIT_MULTI_PLATFORM", "perhaps"),
-            ("BUILDKIT_SANDBOX_HOSTNAME", "x"),
+            ("BUILDKIT_SANDBOX_HOSTNAME", "x y"),
         ] {
             assert!(read(name, value).is_err(), "{name}");
         }

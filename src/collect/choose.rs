@@ -11,6 +11,9 @@ const GRACE: i64 = 3600;
 /// Seconds for which damaged files can be looked at.
 const ASIDE: i64 = 24 * 3600;
 
+/// Seconds for which the beginning of a blob waits for somebody to go on with it.
+const PARTIAL: i64 = 7 * 24 * 3600;
+
 /// Why something goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Why {
@@ -54,6 +57,7 @@ pub(super) fn choose(contents: &[Content], other: u64, limits: &Limits, now: i64
         let named = matches!(content.kind, Kind::Blob | Kind::Layer);
         let garbage = match content.kind {
             Kind::Aside => content.used + ASIDE <= now,
+            Kind::Partial => content.used + PARTIAL <= now,
             _ if content.incomplete => content.used + GRACE <= now,
             _ => named && !content.wanted && content.used_with + GRACE <= now,
         };
@@ -116,10 +120,12 @@ mod tests {
             content(Kind::Memory, "memory", 1, 1_000_000, false),
             content(Kind::Aside, "today", 1, 3_600, false),
             content(Kind::Aside, "yesterday", 1, 86_400, false),
+            content(Kind::Partial, "begun", 1, 86_400, false),
+            content(Kind::Partial, "given up", 1, 7 * 86_400, false),
             Content { incomplete: true, ..content(Kind::Layer, "half", 1, 3_600, true) },
         ];
         let names: Vec<_> = chosen(&contents, None, None).into_iter().map(|one| one.0).collect();
-        assert_eq!(names, ["orphan", "yesterday", "half"]);
+        assert_eq!(names, ["orphan", "yesterday", "given up", "half"]);
     }
 
     #[test]

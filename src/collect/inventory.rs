@@ -12,6 +12,7 @@ use yadokari_cache::Key;
 use yadokari_cache::trash;
 
 use super::Error;
+use crate::store::partial;
 
 /// What a content is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -20,6 +21,8 @@ pub enum Kind {
     Aside,
     /// What is remembered of a build context or of a former build.
     Memory,
+    /// The beginning of a blob, for whoever goes on with it.
+    Partial,
     /// An uncompressed layer with its index.
     Layer,
     /// A blob as registries hold it.
@@ -34,6 +37,7 @@ impl Kind {
         match self {
             Self::Aside => "aside",
             Self::Memory => "memory",
+            Self::Partial => "partial",
             Self::Layer => "layer",
             Self::Blob => "blob",
             Self::Mount => "mount",
@@ -99,6 +103,8 @@ pub struct Usage {
     pub blobs: u64,
     /// Directories of RUN --mount=type=cache.
     pub mounts: u64,
+    /// Beginnings of blobs.
+    pub partial: u64,
     /// What is remembered of build contexts and former builds.
     pub memory: u64,
     /// Work in flight.
@@ -117,6 +123,7 @@ impl Usage {
             + self.layers
             + self.blobs
             + self.mounts
+            + self.partial
             + self.memory
             + self.tmp
             + self.waste
@@ -141,6 +148,7 @@ impl Inventory {
         layers(cache, &mut contents)?;
         for (part, kind) in [
             ("mounts", Kind::Mount),
+            (partial::DIRECTORY, Kind::Partial),
             ("contexts", Kind::Memory),
             ("places", Kind::Memory),
             ("aside", Kind::Aside),
@@ -161,6 +169,7 @@ impl Inventory {
             layers: sum(Kind::Layer),
             blobs: sum(Kind::Blob),
             mounts: sum(Kind::Mount),
+            partial: sum(Kind::Partial),
             memory: sum(Kind::Memory),
             tmp: size("tmp") + size("leases") + size("running"),
             waste: sum(Kind::Aside) + size("trash"),

@@ -11,6 +11,7 @@ use yadokari_cache::Cache;
 use yadokari_cache::Record;
 use yadokari_cache::RecordName;
 use yadokari_cache::Seen;
+use yadokari_cache::SeenUntil;
 use yadokari_cache::StepRecord;
 use yadokari_cache::record::CompressedRecord;
 use yadokari_cache::record::ImageRecord;
@@ -38,6 +39,8 @@ pub(super) struct References {
     dead: Vec<RecordName>,
     /// What images name: other than a step's, a part of theirs can be fetched again.
     images: HashSet<Id>,
+    /// Up to where the records were read.
+    until: SeenUntil,
 }
 
 enum Sense {
@@ -52,12 +55,12 @@ impl References {
     /// Reads all records; those that are `ttl` seconds old at `now` are dead.
     pub(super) fn read(cache: &Cache, ttl: Option<u64>, now: i64) -> Result<Self, Error> {
         let (mut naming, mut dead, mut images) = (Vec::new(), Vec::new(), HashSet::new());
-        cache.each_record(&mut |seen| match sense(seen, ttl, now, &mut images) {
+        let until = cache.each_record(&mut |seen| match sense(seen, ttl, now, &mut images) {
             Sense::Names(any_of) => naming.push(Naming { name: seen.name(), any_of }),
             Sense::Stays => {}
             Sense::Dead => dead.push(seen.name()),
         })?;
-        Ok(Self { naming, dead, images })
+        Ok(Self { naming, dead, images, until })
     }
 
     /// Marks what is wanted, and what a base was used with.
@@ -102,28 +105,55 @@ impl References {
     }
 
     /// Keeps count of what is there while contents go.
-    pub(super) fn count(&self, contents: &[Content], chosen: &[Chosen]) -> Remaining<'_> {
+    pub(super) fn count(self, contents: &[Content], chosen: &[Chosen]) -> Remaining {
         let there = contents.iter().filter_map(|content| content.id).collect();
         let going: HashSet<Id> =
             chosen.iter().filter_map(|chosen| contents[chosen.at].id).collect();
-        let mut by_id: HashMap<Id, Vec<usize>> = HashMap::new();
-        for (at, naming) in self.naming.iter().enumerate() {
-            for id in naming.any_of.iter().filter(|id| going.contains(id)) {
-                by_id.entry(*id).or_default().push(at);
-            }
-        }
-        Remaining { references: self, there, by_id }
+        let mut remaining = Remaining {
+            naming: Vec::new(),
+            there,
+            going,
+            by_id: HashMap::new(),
+            until: self.until,
+        };
+        self.naming.into_iter().for_each(|naming| remaining.add(naming));
+        remaining
     }
 }
 
 /// What is still there, and which records name what goes.
-pub(super) struct Remaining<'a> {
-    references: &'a References,
+pub(super) struct Remaining {
+    naming: Vec<Naming>,
     there: HashSet<Id>,
+    going: HashSet<Id>,
     by_id: HashMap<Id, Vec<usize>>,
+    until: SeenUntil,
 }
 
-impl Remaining<'_> {
+impl Remaining {
+    fn add(&mut self, naming: Naming) {
+        let at = self.naming.len();
+        let going = naming.any_of.iter().filter(|id| self.going.contains(id));
+        for id in going {
+            self.by_id.entry(*id).or_default().push(at);
+        }
+        self.naming.push(naming);
+    }
+
+    /// Reads the records that were put since: a build that has ended by now may have
+    /// put some for what goes. Those of who still holds it don't matter, as it stays.
+    pub(super) fn catch_up(&mut self, cache: &Cache) -> Result<(), Error> {
+        let mut new = Vec::new();
+        let mut images = HashSet::new();
+        cache.each_record_since(&mut self.until, &mut |seen| {
+            if let Sense::Names(any_of) = sense(seen, None, 0, &mut images) {
+                new.push(Naming { name: seen.name(), any_of });
+            }
+        })?;
+        new.into_iter().for_each(|naming| self.add(naming));
+        Ok(())
+    }
+
     /// These go. Returns the records that named something of them and nothing else
     /// that is there, each once.
     pub(super) fn without(&mut self, ids: &[Id]) -> Vec<RecordName> {
@@ -134,7 +164,7 @@ impl Remaining<'_> {
             ids.iter().filter_map(|id| self.by_id.remove(id)).flatten().collect();
         touched
             .into_iter()
-            .map(|at| &self.references.naming[at])
+            .map(|at| &self.naming[at])
             .filter(|naming| !naming.any_of.iter().any(|id| self.there.contains(id)))
             .map(|naming| naming.name.clone())
             .collect()
@@ -231,4 +261,71 @@ fn image_parts(cache: &Path, content: &Content) -> Option<Vec<Id>> {
         parts.extend(layers.map(|layer| Id::Layer(*layer.as_bytes())));
     }
     (!parts.is_empty()).then_some(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use yadokari_cache::Access;
+    use yadokari_cache::Fold;
+    use yadokari_cache::Key;
+    use yadokari_cache::record::Compressed;
+
+    use super::super::choose::Why;
+    use super::super::inventory::Kind;
+    use super::*;
+
+    fn put(cache: &Cache, number: u8, blob: [u8; 32]) {
+        let compressed = Compressed { digest: blob, size: 1, media_type: String::new() };
+        let record = StepRecord {
+            diff_id: [0; 32],
+            compressed: Some(compressed),
+            created: i64::from(number),
+            created_nanoseconds: 0,
+            stored: 0,
+            empty: false,
+            inputs: Vec::new(),
+            definition: Key::from_bytes([number; 32]),
+            content: None,
+            hint: None,
+            duration_ms: 0,
+        };
+        cache.put(&record.puts()).expect("a put");
+    }
+
+    fn open(directory: &Path) -> Cache {
+        Cache::open(directory, Access::ReadWrite).expect("a cache")
+    }
+
+    #[test]
+    fn a_record_put_after_the_records_were_read_goes_with_what_it_names() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (cache, builder) = (open(directory.path()), open(directory.path()));
+        let blob = [7; 32];
+        put(&builder, 1, blob);
+        let references = References::read(&cache, None, 0).expect("records");
+        let content = Content {
+            kind: Kind::Blob,
+            id: Some(Id::Blob(blob)),
+            name: String::new(),
+            bytes: 1,
+            used: 0,
+            used_with: 0,
+            wanted: true,
+            incomplete: false,
+        };
+        let chosen = [Chosen { at: 0, why: Why::LeastRecentlyUsed }];
+        let mut remaining = references.count(&[content], &chosen);
+        // A build that hits this blob by another key, and ends.
+        put(&builder, 2, blob);
+        builder.fold(Fold::Now).expect("a fold");
+        put(&builder, 3, blob);
+        remaining.catch_up(&cache).expect("records");
+        let orphaned = remaining.without(&[Id::Blob(blob)]);
+        let mut keys: Vec<u8> = orphaned.iter().map(|name| name.key.as_bytes()[0]).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys, [1, 2, 3]);
+    }
 }

@@ -61,9 +61,8 @@ impl Target {
 /// in use, with nothing removed of the others after it.
 pub fn remove(cache: &Cache, own: Option<&Lease>, targets: &[Target]) -> Result<Collected, Error> {
     let collector = Collector::begin(cache.directory(), own)?.ok_or(Error::Busy)?;
-    let references = References::read(cache, None, seconds(SystemTime::now()))?;
     let inventory = Inventory::take(cache.directory())?;
-    let contents = inventory.contents;
+    let mut contents = inventory.contents;
     let mut collected = Collected {
         size: inventory.other + contents.iter().map(|content| content.bytes).sum::<u64>(),
         ..Collected::default()
@@ -91,10 +90,11 @@ pub fn remove(cache: &Cache, own: Option<&Lease>, targets: &[Target]) -> Result<
                     return Err(Error::Unknown(target.name()));
                 }
                 let before = collected.in_use;
+                let references = References::read(cache, None, seconds(SystemTime::now()))?;
                 remove_chosen(
                     cache,
                     &collector,
-                    &references,
+                    references.count(&contents, &chosen),
                     &contents,
                     &chosen,
                     None,
@@ -103,6 +103,8 @@ pub fn remove(cache: &Cache, own: Option<&Lease>, targets: &[Target]) -> Result<
                 if collected.in_use > before {
                     return Err(Error::Held(target.name()));
                 }
+                // A record whose blob went now has lost its last with the layer.
+                contents.retain(|content| !asked(content));
             }
         }
     }
@@ -154,8 +156,8 @@ pub fn clear(cache: &Cache, own: Option<&Lease>, wait: Duration) -> Result<Colle
         free.map(|content| content.name.clone()).collect()
     })?;
     let chosen = choose_all(&contents, |content| free.contains(&content.name));
-    let deadline = None;
-    remove_chosen(cache, &collector, &references, &contents, &chosen, deadline, &mut collected)?;
+    let remaining = references.count(&contents, &chosen);
+    remove_chosen(cache, &collector, remaining, &contents, &chosen, None, &mut collected)?;
     if chosen.len() == contents.len() && collected.in_use == 0 {
         collected.records = records.len() as u64;
         cache.take_back(&records)?;

@@ -71,10 +71,10 @@ impl ContextTree {
     /// [`Error::NotAFile`]; [`Error::Read`]; [`Error::Changed`] when the file is not
     /// what it was when the tree first saw it, or changes while it is read.
     pub fn digest(&self, node: NodeId) -> Result<[u8; 32], Error> {
-        let bytes = self.file(node)?;
-        if let Some(known) = bytes.known {
+        if let Ok(Some(known)) = self.known(node) {
             return Ok(known.digest);
         }
+        let bytes = self.file(node)?;
         let known = match self.remembered(&bytes) {
             Some(known) => known,
             None => self.hash(&bytes)?,
@@ -90,20 +90,9 @@ impl ContextTree {
     /// # Errors
     /// As for `digest`; the error of the first node, in the order given, that fails.
     pub fn prefetch_digests(&self, nodes: &[NodeId], threads: NonZeroUsize) -> Result<(), Error> {
-        let mut unknown = Vec::new();
-        for &node in nodes {
-            let bytes = match self.file(node) {
-                Err(Error::NotAFile { .. }) => continue,
-                other => other?,
-            };
-            if bytes.known.is_some() {
-                continue;
-            }
-            match self.remembered(&bytes) {
-                Some(known) => self.keep(node, &bytes, known)?,
-                None => unknown.push(node),
-            }
-        }
+        let unknown = self
+            .recall(nodes)
+            .map_err(|source| Error::Read { path: self.shown(&RootPath::root()), source })?;
         let next = AtomicUsize::new(0);
         let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
         let work = || {
@@ -139,10 +128,10 @@ impl ContextTree {
     /// # Errors
     /// Those of reading it.
     pub fn capability(&self, node: NodeId) -> std::io::Result<Option<Vec<u8>>> {
-        let bytes = self.bytes(node)?;
-        if bytes.known.is_some_and(|known| known.is_plain) {
+        if self.known(node)?.is_some_and(|known| known.is_plain) {
             return Ok(None);
         }
+        let bytes = self.bytes(node)?;
         let found = self.xattr(node, b"security.capability")?;
         // What an older build remembered without looking, or when there were some.
         if let (None, Some(known), Some(memory)) = (&found, bytes.known, &self.memory) {

@@ -199,6 +199,31 @@ impl ContextTree {
         })
     }
 
+    /// What is known of a file without asking anybody; `None` for what is no file.
+    pub(super) fn known(&self, node: NodeId) -> io::Result<Option<Remembered>> {
+        Ok(self.read().node(node)?.known)
+    }
+
+    /// Recalls all that is remembered of `nodes` and gives the files of which nothing
+    /// is. What is no file is passed over.
+    pub(super) fn recall(&self, nodes: &[NodeId]) -> io::Result<Vec<NodeId>> {
+        let mut unknown = Vec::new();
+        let mut state = self.write();
+        for &id in nodes {
+            let node = state.node_mut(id)?;
+            if node.stat.stat.kind != Kind::File || node.known.is_some() {
+                continue;
+            }
+            let memory = self.memory.as_ref();
+            node.known = memory
+                .and_then(|memory| memory.get(node.path.as_bytes(), &fingerprint(&node.stat)));
+            if node.known.is_none() {
+                unknown.push(id);
+            }
+        }
+        Ok(unknown)
+    }
+
     pub(super) fn set_known(&self, node: NodeId, known: Remembered) -> io::Result<()> {
         self.write().node_mut(node)?.known = Some(known);
         Ok(())

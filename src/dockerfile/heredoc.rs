@@ -45,8 +45,7 @@ pub(super) fn read(
             .map_err(|error| text.error(line.span(&range), format!("bad heredoc word: {error}")))?;
         let Some(mut heredoc) = heredoc else { continue };
         let (span, end) = body(text, line.span(&range), &heredoc, lines)?;
-        let raw = &text.text[span.start..span.end];
-        heredoc.body = if heredoc.chomp { chomped(raw) } else { raw.to_owned() };
+        text.text[span.start..span.end].clone_into(&mut heredoc.body);
         heredoc.span = span;
         line.span.end = end;
         found.push(Found { heredoc, range });
@@ -74,10 +73,6 @@ fn body(
     Err(text
         .error(word, format!("unterminated heredoc `{}`", heredoc.name))
         .with_hint(format!("no line below consists of `{}` alone", heredoc.name)))
-}
-
-fn chomped(body: &str) -> String {
-    body.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
 }
 
 /// Reads a word as `[descriptor]<<[-]NAME`; `None` if it is something else.

@@ -4,6 +4,8 @@
 //! quotes and escapes still in it, and where it stands. Expansion happens in
 //! `plan`, when the environment of the stage is known.
 
+use std::borrow::Cow;
+
 use crate::dockerfile::directives::Check;
 
 /// A half-open range of bytes in the Dockerfile's text.
@@ -148,14 +150,24 @@ pub struct Heredoc {
     pub name: String,
     /// Whether variables in the body are expanded (the word had no quotes).
     pub expand: bool,
-    /// `<<-`: leading tabs are stripped (already done in `body`).
+    /// `<<-`: leading tabs are no part of the content.
     pub chomp: bool,
     /// File descriptor before `<<`, 0 if none was given.
     pub descriptor: u32,
-    /// The body, each line with its newline.
+    /// The body as written, each line with its newline.
     pub body: String,
     /// Where the body stands.
     pub span: Span,
+}
+
+impl Heredoc {
+    /// What the body means: without the leading tabs of `<<-`.
+    pub fn content(&self) -> Cow<'_, str> {
+        if !self.chomp {
+            return Cow::Borrowed(&self.body);
+        }
+        self.body.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
+    }
 }
 
 /// `RUN`.

@@ -100,9 +100,9 @@ impl Placer<'_> {
 
     fn heredoc(&mut self, span: Span, heredoc: &Heredoc) -> Result<String, Error> {
         if !heredoc.expand {
-            return Ok(heredoc.body.clone());
+            return Ok(heredoc.content().into_owned());
         }
-        let expanded = expand::expand_heredoc(&heredoc.body, &self.scope)
+        let expanded = expand::expand_heredoc(&heredoc.content(), &self.scope)
             .map_err(|error| self.fail(span, error.to_string()))?;
         self.note_undefined(span, &expanded.undefined);
         Ok(expanded.value)

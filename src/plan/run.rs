@@ -20,7 +20,8 @@ use crate::dockerfile::instruction::Word;
 /// Directory in which the script of a lone heredoc is seen.
 const PIPES: &str = "/dev/pipes";
 /// Handed to RUN without a declaration, in capitals and in small letters.
-const PROXIES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+pub(super) const PROXIES: [&str; 5] =
+    ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
 /// Tells programs where the agent listens.
 const SOCKET_VARIABLE: &str = "SSH_AUTH_SOCK";
 const NETWORKS: [&str; 3] = ["default", "none", "host"];
@@ -112,10 +113,12 @@ impl Placer<'_> {
             Command::Shell(line) => line,
         };
         if let Some(heredoc) = lone_heredoc(run) {
-            return if heredoc.body.starts_with("#!") {
-                (vec![format!("{PIPES}/{}", heredoc.name)], Some(heredoc.clone()))
+            let content = heredoc.content().into_owned();
+            return if content.starts_with("#!") {
+                let script = Heredoc { body: content, chomp: false, ..heredoc.clone() };
+                (vec![format!("{PIPES}/{}", heredoc.name)], Some(script))
             } else {
-                (self.in_shell(heredoc.body.clone()), None)
+                (self.in_shell(content), None)
             };
         }
         let mut text = line.clone();

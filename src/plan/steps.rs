@@ -276,7 +276,8 @@ impl<'a> Placer<'a> {
         if let InstructionKind::Run(run) = &instruction.kind
             && let Some(heredoc) = super::run::lone_heredoc(run)
         {
-            let body = heredoc.body.trim();
+            let body = heredoc.content();
+            let body = body.trim();
             let first = body.lines().next().unwrap_or_default();
             let dots = if body.lines().nth(1).is_some() { "..." } else { "" };
             title = format!("{title} ({first}{dots})");

@@ -273,6 +273,16 @@ impl Error {
         }
     }
 
+    /// Whether a push failed because of what was pushed: it can't be read, or isn't
+    /// what its digest says.
+    pub fn is_about_content(&self) -> bool {
+        match self {
+            Self::Source { .. } => true,
+            Self::Refused { refusal, .. } => refusal.status == 400,
+            _ => false,
+        }
+    }
+
     /// Whether a push failed because the tag exists and may not be moved.
     pub fn is_immutable_tag(&self) -> bool {
         let Self::Refused { refusal, .. } = self else { return false };

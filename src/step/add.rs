@@ -5,6 +5,7 @@
 //! inside the root.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::io::BufReader;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use super::Error;
 use super::copy::Rules;
 use super::copy::make_directories;
+use super::copy::replace_directories;
 use super::select::Item;
 use super::select::Selection;
 use super::source::Source;
@@ -124,10 +126,22 @@ fn unpack(
 ) -> Result<(), Error> {
     let damaged = |reason: String| Error::Archive { archive: named.to_owned(), reason };
     let destination = RootPath::clamped(step.destination.as_bytes()).unwrap_or_default();
-    let destination = resolve(&*root.after(), &destination, true)
-        .map_err(Error::io("look up", &destination))?
-        .path;
-    make_directories(root, &destination, &rules.created())?;
+    let mut fresh = HashSet::new();
+    let mut directories_to = |path: &RootPath, attributes: &Attributes| {
+        if step.link {
+            replace_directories(root, path, attributes, &mut fresh)
+        } else {
+            make_directories(root, path, attributes)
+        }
+    };
+    let destination = if step.link {
+        destination
+    } else {
+        resolve(&*root.after(), &destination, true)
+            .map_err(Error::io("look up", &destination))?
+            .path
+    };
+    directories_to(&destination, &rules.created())?;
 
     let mut file = archive.try_clone().map_err(Error::io("read", named))?;
     file.rewind().map_err(Error::io("read", named))?;
@@ -191,14 +205,13 @@ fn unpack(
         };
         let Some(name) = relative.file_name() else {
             if header.entry_type().is_dir() {
-                let node = make_directories(root, &destination, &attributes)?;
+                let node = directories_to(&destination, &attributes)?;
                 directories.push((node, destination.clone(), attributes));
             }
             continue;
         };
         let parent = destination.join_path(&relative.parent().unwrap_or_default());
-        let directory = make_directories(
-            root,
+        let directory = directories_to(
             &parent,
             &Attributes { mode: 0o755, uid: 0, gid: 0, mtime: rules.created().mtime },
         )?;

@@ -5,6 +5,7 @@
 //! was made of.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 
 use super::Error;
 use super::ownership::Accounts;
@@ -192,7 +193,8 @@ impl Copier<'_> {
     /// Makes `path` and every missing directory above it.
     fn directories(&self, path: &RootPath) -> Result<NodeId, Error> {
         if self.link {
-            return replace_directories(self.root, path, &self.rules.created());
+            let attributes = self.rules.created();
+            return replace_directories(self.root, path, &attributes, &mut HashSet::new());
         }
         make_directories(self.root, path, &self.rules.created())
     }
@@ -491,11 +493,13 @@ pub(crate) fn make_directories(
 }
 
 /// As [`make_directories`], the way `--link` does it: links aren't followed, and
-/// every directory on the way becomes a fresh one over what was there.
-fn replace_directories(
+/// every directory on the way becomes a fresh one over what was there. Those in
+/// `fresh` are already, and stay as they are; the others are added to it.
+pub(crate) fn replace_directories(
     root: &Overlay,
     path: &RootPath,
     attributes: &Attributes,
+    fresh: &mut HashSet<RootPath>,
 ) -> Result<NodeId, Error> {
     let mut node = root.after().root();
     let mut at = RootPath::root();
@@ -510,6 +514,7 @@ fn replace_directories(
             None => false,
         };
         node = match child {
+            Some(child) if is_directory && fresh.contains(&at) => child,
             Some(child) if is_directory => {
                 root.set_attributes(child, attributes).map_err(Error::io("change", &at))?;
                 child
@@ -521,6 +526,7 @@ fn replace_directories(
                 root.make_directory(node, &name, attributes).map_err(Error::io("make", &at))?
             }
         };
+        fresh.insert(at.clone());
     }
     Ok(node)
 }

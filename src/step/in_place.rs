@@ -70,9 +70,12 @@ pub fn run(
     if step.network == Network::None {
         return Err(Error::Network);
     }
-    if !place.conditions.hosts.is_empty() || place.conditions.shm_size.is_some() {
+    let Conditions { hosts, shm_size, limits: _, hostname } = place.conditions;
+    if !hosts.is_empty() || shm_size.is_some() || hostname.is_some() {
         (place.notice)(
-            "--add-host and --shm-size have no effect in the container's own root".to_owned(),
+            "--add-host, --shm-size and BUILDKIT_SANDBOX_HOSTNAME have no effect in the \
+             container's own root"
+                .to_owned(),
         );
     }
     let user = Accounts::read(&*place.overlay.after())?.user(&step.user)?;

@@ -39,6 +39,15 @@ pub struct Conditions {
     pub shm_size: Option<u64>,
     /// `--ulimit`.
     pub limits: Vec<Limit>,
+    /// `BUILDKIT_SANDBOX_HOSTNAME`; `None`: BuildKit's `buildkitsandbox`.
+    pub hostname: Option<String>,
+}
+
+impl Conditions {
+    /// Name of the host that a process sees.
+    pub fn hostname(&self) -> &str {
+        self.hostname.as_deref().unwrap_or(HOSTNAME)
+    }
 }
 
 /// Where a host of `--add-host` is.
@@ -141,7 +150,7 @@ pub fn run(
         points.push((target.to_owned(), true, None));
     }
     for (target, contents) in
-        [("/etc/hosts", hosts(&place.conditions.hosts)?), ("/etc/resolv.conf", resolv_conf())]
+        [("/etc/hosts", hosts(place.conditions)?), ("/etc/resolv.conf", resolv_conf())]
     {
         points.push((target.to_owned(), false, Some(PointKind::File(contents, 0o644, 0, 0))));
     }
@@ -221,7 +230,7 @@ pub fn run(
             user,
             mounts: mounted,
             network: step.network != Network::None,
-            hostname: HOSTNAME.to_owned(),
+            hostname: place.conditions.hostname().to_owned(),
             shm_size: place.conditions.shm_size.unwrap_or(SHM_SIZE),
             limits: place.conditions.limits.clone(),
             in_place: None,
@@ -252,12 +261,14 @@ pub(super) fn set(environment: &mut Vec<(String, String)>, name: &str, value: &s
 }
 
 /// `/etc/hosts` of a process: loopback names, and what the builder's own file says
-/// of other hosts (aliases that a pod or runner was given). Those of `added` come first:
-/// the first line of a name counts.
-fn hosts(added: &[(String, HostAddress)]) -> Result<SecretBytes, Error> {
-    let mut text =
-        format!("127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    for (name, address) in added {
+/// of other hosts (aliases that a pod or runner was given). Those of `--add-host` come
+/// first: the first line of a name counts.
+fn hosts(conditions: &Conditions) -> Result<SecretBytes, Error> {
+    let mut text = format!(
+        "127.0.0.1\tlocalhost {}\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+        conditions.hostname()
+    );
+    for (name, address) in &conditions.hosts {
         let address = match address {
             HostAddress::At(address) => *address,
             HostAddress::Gateway => gateway().ok_or_else(|| Error::NoGateway(name.clone()))?,

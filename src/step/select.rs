@@ -303,6 +303,36 @@ impl Selection {
         }
     }
 
+    /// [`digest`](Self::digest) of what a mount shows: there the top directory is seen,
+    /// too, unless it is that of the build context, whose mode is the checkout's.
+    ///
+    /// # Errors
+    /// As for `digest`.
+    pub fn digest_of_mount(
+        &self,
+        source: &Source<'_>,
+        threads: NonZeroUsize,
+    ) -> Result<Key, Error> {
+        let content = self.digest(source, None, threads)?;
+        let Some(top) = self.mounted_top(source)? else { return Ok(content) };
+        let mut hasher = KeyHasher::new("mounted directory");
+        hasher.key("content", &content);
+        hasher.number("mode", u64::from(top.mode));
+        if !source.resets_owner() {
+            hasher.number("uid", u64::from(top.uid));
+            hasher.number("gid", u64::from(top.gid));
+        }
+        Ok(hasher.finish())
+    }
+
+    /// The directory at the top of a mount, if its mode is seen.
+    fn mounted_top(&self, source: &Source<'_>) -> Result<Option<Stat>, Error> {
+        let [Item::Whole { named, node }] = self.items.as_slice() else { return Ok(None) };
+        let stat = source.tree().stat(*node).map_err(Error::io("look up", named))?;
+        let is_checkout = source.resets_owner() && named.is_root();
+        Ok((stat.is_directory() && !is_checkout).then_some(stat))
+    }
+
     /// Calls `visit` with item number, path within the item and node of all that is
     /// taken, parents first.
     fn each(

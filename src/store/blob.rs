@@ -102,7 +102,7 @@ impl<'a> BlobWriter<'a> {
         let name = blob_name(&digest);
         self.store.hold(&name)?;
         let target = self.store.directory().join(&name);
-        let exists = fs::metadata(&target).is_ok_and(|found| {
+        let exists = self.store.stat(&target)?.is_some_and(|found| {
             found.len() == self.size && Seal::of(digest.as_bytes()).is_on(&found)
         });
         if !exists {

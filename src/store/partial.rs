@@ -10,6 +10,9 @@ use crate::oci::digest::Digest;
 use crate::store::error::Error;
 use crate::store::{Store, blob_name};
 
+/// Where beginnings lie, by digest, in the cache directory.
+pub(crate) const DIRECTORY: &str = "partial";
+
 /// What has come of a blob. Locked: one process works at it, others wait for it.
 /// Dropped without [`commit`](Self::commit) it stays for the next.
 #[derive(Debug)]
@@ -23,9 +26,12 @@ pub struct PartialBlob<'a> {
 impl<'a> PartialBlob<'a> {
     pub(super) fn new(store: &'a Store, digest: &Digest) -> Result<Self, Error> {
         store.lease()?;
-        let directory = store.directory().join("partial");
+        let name = format!("{DIRECTORY}/{}", digest.hex());
+        // Held first, so that no collector takes it from us.
+        store.hold(&name)?;
+        let directory = store.directory().join(DIRECTORY);
         fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-        let path = directory.join(digest.hex());
+        let path = store.directory().join(name);
         loop {
             let file = File::options()
                 .create(true)
@@ -98,7 +104,7 @@ impl Write for PartialBlob<'_> {
 /// Removes what nobody has gone on with since `before`, in seconds since 1970.
 /// Best effort.
 pub(super) fn forget(directory: &Path, before: i64) {
-    let entries = fs::read_dir(directory.join("partial")).into_iter().flatten().flatten();
+    let entries = fs::read_dir(directory.join(DIRECTORY)).into_iter().flatten().flatten();
     for entry in entries {
         let path = entry.path();
         let is_old = entry.metadata().is_ok_and(|metadata| metadata.mtime() < before);

@@ -46,7 +46,8 @@ impl Image {
         self.directory.join("blobs").join(digest.replace(':', "/"))
     }
 
-    fn inflate(&self, layer: &Value) -> Box<dyn Read> {
+    /// The tar of a layer.
+    pub(crate) fn inflate(&self, layer: &Value) -> Box<dyn Read> {
         let file = File::open(self.blob(&layer["digest"])).expect("a blob");
         let media_type = layer["mediaType"].as_str().expect("a media type");
         if media_type.ends_with("gzip") {

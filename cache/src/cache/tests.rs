@@ -40,6 +40,8 @@ contract!(
     what_is_taken_back_is_gone_before_and_after_a_fold,
     taking_back_spares_what_was_put_meanwhile,
     a_log_made_shorter_says_the_same,
+    what_was_put_since_is_shown_wherever_it_is_by_then,
+    what_is_no_file_in_the_spool_is_set_aside,
 );
 
 struct Room {
@@ -482,12 +484,71 @@ fn name_of(cache: &Cache, bucket: Bucket, key: &Key) -> RecordName {
 
 fn all(cache: &Cache) -> Vec<(String, Key, Vec<u8>)> {
     let mut found = Vec::new();
-    let count = cache
+    cache
         .each_record(&mut |seen| found.push((seen.bucket.to_owned(), seen.key, seen.value.into())))
         .unwrap();
-    assert_eq!(count as usize, found.len());
     found.sort();
     found
+}
+
+fn what_is_no_file_in_the_spool_is_set_aside(kind: Kind) {
+    let room = Room::new(kind);
+    let cache = room.open();
+    let key = Key::from_bytes([1; 32]);
+    cache.put(&[(Bucket::Steps, key, b"value".to_vec())]).unwrap();
+    // Reading a pipe would wait for ever.
+    let (pipe, directory) = (room.path("spool/0-pipe"), room.path("spool/0-directory"));
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    fs::create_dir(&directory).unwrap();
+    let other = room.open();
+    assert_eq!(other.get(Bucket::Steps, &key), Some(b"value".to_vec()));
+    assert_eq!(other.take_notices().len(), 2);
+    assert!(!pipe.exists() && !directory.exists());
+    other.fold(Fold::Now).unwrap();
+    assert_eq!(room.open().get(Bucket::Steps, &key), Some(b"value".to_vec()));
+}
+
+fn what_was_put_since_is_shown_wherever_it_is_by_then(kind: Kind) {
+    let room = Room::new(kind);
+    let (cache, other) = (room.open(), room.open());
+    let put = |number: u8| {
+        let key = Key::from_bytes([number; 32]);
+        other.put(&[(Bucket::Steps, key, vec![number])]).unwrap();
+    };
+    put(1);
+    other.fold(Fold::Now).unwrap();
+    put(2);
+    let mut until = cache.each_record(&mut |_| {}).unwrap();
+    let mut since = |least: &[u8]| {
+        let mut found = Vec::new();
+        cache.each_record_since(&mut until, &mut |seen| found.push(seen.value[0])).unwrap();
+        found.sort_unstable();
+        found.dedup();
+        assert!(least.iter().all(|number| found.contains(number)), "{found:?}");
+        assert!(!found.contains(&1), "{found:?}");
+        found
+    };
+    assert_eq!(since(&[]), [0; 0]);
+    put(3);
+    assert_eq!(since(&[3]), [3]);
+    assert_eq!(since(&[]), [0; 0]);
+    put(4);
+    other.fold(Fold::Now).unwrap();
+    put(5);
+    since(&[4, 5]);
+    assert_eq!(since(&[]), [0; 0]);
+    other.compact(true).unwrap();
+    put(6);
+    let mut found = Vec::new();
+    cache.each_record_since(&mut until, &mut |seen| found.push(seen.value[0])).unwrap();
+    assert!(found.contains(&6));
 }
 
 fn what_is_taken_back_is_gone_before_and_after_a_fold(kind: Kind) {

@@ -87,5 +87,5 @@ impl Index for Plain {
 
     fn moved(&mut self, _end: Position) {}
 
-    fn settle(&mut self) {}
+    fn settle(&mut self, _patient: bool) {}
 }

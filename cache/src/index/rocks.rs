@@ -38,13 +38,16 @@ const LAYOUT: u8 = 1;
 /// log is read anew.
 const BATCH: usize = 4 << 20;
 
-/// Files on level 0 from which a fold waits for their compaction without limit.
-/// Below, it gives it a moment: readers open every file, and closing the
-/// database aborts a compaction.
+/// Files on level 0 from which a fold waits for their compaction longer, and a
+/// collector's without limit. Below, it gives it a moment: readers open every file,
+/// and closing the database aborts a compaction.
 const MANY_FILES: u64 = 12;
 
 /// How long a fold waits for an ordinary compaction, in microseconds.
-const MOMENT: u64 = 200_000;
+const MOMENT: u64 = 100_000;
+
+/// How long that of a build waits for one that is due.
+const LONG_MOMENT: u64 = 500_000;
 
 /// Readers race with a writer that replaces files; the next attempt sees the new.
 const ATTEMPTS: usize = 4;
@@ -281,12 +284,16 @@ impl Index for Rocks {
         }
     }
 
-    fn settle(&mut self) {
+    fn settle(&mut self, patient: bool) {
         let Some(db) = self.writer.take() else { return };
         let files = db.property_int_value(rocksdb::properties::num_files_at_level(0));
         let files = files.ok().flatten().unwrap_or(0);
         let mut wait = WaitForCompactOptions::default();
-        wait.set_timeout(if files < MANY_FILES { MOMENT } else { 0 });
+        wait.set_timeout(match (files < MANY_FILES, patient) {
+            (true, _) => MOMENT,
+            (false, false) => LONG_MOMENT,
+            (false, true) => 0,
+        });
         // Not finished in time, or failed: the next fold tries again.
         let _ = db.wait_for_compact(&wait);
     }

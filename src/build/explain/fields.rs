@@ -14,6 +14,7 @@ use crate::plan::step::Network;
 use crate::plan::step::Origin;
 use crate::plan::step::RunStep;
 use crate::plan::step::Step;
+use crate::step::run::Conditions;
 
 /// The instruction's own words.
 pub(super) const INSTRUCTION: &str = "instruction";
@@ -41,7 +42,13 @@ pub(super) fn of_step(step: &Step, surroundings: &Surroundings, mask: &Mask) -> 
             fields.text("user", user);
         }
         Action::Copy(copy) => fields.copy(copy),
-        Action::Run(run) => fields.run(step, run),
+        Action::Run(run) => {
+            fields.run(step, run);
+            fields.conditions(&surroundings.conditions);
+            if !surroundings.unseen.is_empty() {
+                fields.text("flags that hide changes", &surroundings.unseen.join(" "));
+            }
+        }
     }
     fields.kept
 }
@@ -132,6 +139,25 @@ impl Fields<'_> {
         }
         for (name, what) in described {
             self.text(&name, &what);
+        }
+    }
+
+    fn conditions(&mut self, conditions: &Conditions) {
+        let Conditions { hosts, shm_size, limits } = conditions;
+        if !hosts.is_empty() {
+            let names: Vec<&str> = hosts.iter().map(|(name, _)| name.as_str()).collect();
+            self.text("--add-host", &names.join(" "));
+        }
+        if let Some(size) = shm_size {
+            self.text("--shm-size", &size.to_string());
+        }
+        let number = |value: Option<u64>| value.map_or("-1".to_owned(), |value| value.to_string());
+        let limits: Vec<String> = limits
+            .iter()
+            .map(|limit| format!("{}={}:{}", limit.name, number(limit.soft), number(limit.hard)))
+            .collect();
+        if !limits.is_empty() {
+            self.text("--ulimit", &limits.join(" "));
         }
     }
 }

@@ -19,6 +19,7 @@ fn surroundings() -> Surroundings {
         platform: Platform::new("linux", "amd64", None),
         clamp: None,
         conditions: Conditions::default(),
+        unseen: Vec::new(),
     }
 }
 
@@ -129,6 +130,37 @@ fn every_field_of_the_key_is_kept() {
         }
     }
     assert_eq!((keys.len(), fields.len()), (count, count));
+}
+
+#[test]
+fn every_condition_of_a_run_is_kept() {
+    use crate::sandbox::Limit;
+    use crate::step::run::HostAddress;
+    let plain = Conditions::default();
+    let limit = |soft| Limit { name: "nofile".to_owned(), soft, hard: None };
+    let conditions = [
+        plain.clone(),
+        Conditions { hosts: vec![("db".to_owned(), HostAddress::Gateway)], ..plain.clone() },
+        Conditions { shm_size: Some(1), ..plain.clone() },
+        Conditions { shm_size: Some(2), ..plain.clone() },
+        Conditions { limits: vec![limit(Some(1))], ..plain.clone() },
+        Conditions { limits: vec![limit(None)], ..plain },
+    ];
+    let mut all: Vec<Surroundings> = conditions
+        .map(|conditions| Surroundings { conditions, ..surroundings() })
+        .into_iter()
+        .collect();
+    all.push(Surroundings { unseen: vec!["--snapshot-mode=time".to_owned()], ..surroundings() });
+    let mask = mask(&no_places());
+    let action = Action::Run(run());
+    let (mut keys, mut fields) = (HashSet::new(), HashSet::new());
+    for surroundings in &all {
+        keys.insert(
+            crate::build::key::of_step(&Key::from_bytes([0; 32]), &action, &[], surroundings).hint,
+        );
+        fields.insert(fields::of_step(&step(action.clone()), surroundings, &mask));
+    }
+    assert_eq!((keys.len(), fields.len()), (all.len(), all.len()));
 }
 
 /// A step by title; its hint is `hint`, its definition chains it over `parents`.

@@ -15,6 +15,7 @@ fn amd64() -> Surroundings {
         platform: Platform::new("linux", "amd64", None),
         clamp: None,
         conditions: Conditions::default(),
+        unseen: Vec::new(),
     }
 }
 
@@ -149,21 +150,9 @@ fn the_kind_of_action_enters() {
 
 #[test]
 fn the_platform_enters_every_kind() {
-    let arm = Surroundings {
-        platform: Platform::new("linux", "arm64", None),
-        clamp: None,
-        conditions: Conditions::default(),
-    };
-    let arm_v6 = Surroundings {
-        platform: Platform::new("linux", "arm", Some("v6")),
-        clamp: None,
-        conditions: Conditions::default(),
-    };
-    let arm_v7 = Surroundings {
-        platform: Platform::new("linux", "arm", Some("v7")),
-        clamp: None,
-        conditions: Conditions::default(),
-    };
+    let arm = Surroundings { platform: Platform::new("linux", "arm64", None), ..amd64() };
+    let arm_v6 = Surroundings { platform: Platform::new("linux", "arm", Some("v6")), ..amd64() };
+    let arm_v7 = Surroundings { platform: Platform::new("linux", "arm", Some("v7")), ..amd64() };
     for action in kinds() {
         assert_all_differ(
             &[amd64(), arm.clone(), arm_v6.clone(), arm_v7.clone()]
@@ -639,7 +628,8 @@ fn conditions_of_a_run_count_but_for_addresses() {
     assert_eq!(named, hint(host("a", HostAddress::Gateway)));
     let shm = hint(Conditions { shm_size: Some(1), ..Conditions::default() });
     let limited = hint(Conditions { limits: vec![limit], ..Conditions::default() });
-    let all = [plain, named, hint(host("b", there)), shm, limited];
+    let elsewhere = hint(Conditions { hostname: Some("x".to_owned()), ..Conditions::default() });
+    let all = [plain, named, hint(host("b", there)), shm, limited, elsewhere];
     for (number, one) in all.iter().enumerate() {
         assert!(!all[..number].contains(one), "{number}");
     }
@@ -655,4 +645,15 @@ fn an_ssh_mount_counts_by_its_options_alone() {
     assert_eq!(ssh("a", true, 0o600), ssh("a", false, 0o600));
     assert_ne!(ssh("a", true, 0o600), ssh("b", true, 0o600));
     assert_ne!(ssh("a", true, 0o600), ssh("a", true, 0o666));
+}
+
+#[test]
+fn flags_that_hide_changes_of_a_run_enter() {
+    let seen = amd64();
+    let unseen = Surroundings { unseen: texts(&["--snapshot-mode=time"]), ..amd64() };
+    let key = |action: &Action, surroundings| of_step(&parent(), action, &[], surroundings);
+    let run = Action::Run(run());
+    assert_ne!(key(&run, &seen), key(&run, &unseen));
+    let copy = Action::Copy(copy());
+    assert_eq!(key(&copy, &seen), key(&copy, &unseen));
 }

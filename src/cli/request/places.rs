@@ -209,7 +209,7 @@ pub(super) fn conditions(flags: &Build) -> Result<Conditions, FlagError> {
         limits.retain(|known| known.name != limit.name);
         limits.push(limit);
     }
-    Ok(Conditions { hosts, shm_size, limits })
+    Ok(Conditions { hosts, shm_size, limits, hostname: None })
 }
 
 #[cfg(test)]

@@ -38,7 +38,6 @@ fn command(command: &Command) -> String {
 }
 
 fn bodies(heredocs: &[&Heredoc]) -> String {
-    // The body of `<<-` has lost its tabs already, and gets none again.
     heredocs.iter().map(|heredoc| format!("\n{}{}", heredoc.body, heredoc.name)).collect()
 }
 

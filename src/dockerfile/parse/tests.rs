@@ -286,8 +286,9 @@ fn heredocs_follow_their_line() {
         .collect();
     assert_eq!(
         seen,
-        [("A", "one $X\n# no comment\n", true, false, 0), ("B C", "two\n", false, true, 3),]
+        [("A", "one $X\n# no comment\n", true, false, 0), ("B C", "\ttwo\n", false, true, 3),]
     );
+    assert_eq!(run.heredocs[1].content(), "two\n");
     assert_eq!(run.command, Command::Shell("<<A 3<<-'B C' cat".to_owned()));
     assert_eq!(
         self::run("RUN << E > f\nE\nRUN x".split("RUN x").next().expect("text")).heredocs.len(),

@@ -245,14 +245,26 @@ fn heredocs_expand_raw_unless_quoted() {
 }
 
 #[test]
+fn arguments_that_nothing_takes_are_named() {
+    let given = ["A", "B", "C", "D", "SOURCE_DATE_EPOCH", "BUILDKIT_SYNTAX", "http_proxy"];
+    let given: Vec<(&str, &str)> = given.iter().map(|name| (*name, "1")).collect();
+    let text = "ARG A\nFROM i AS p\nARG B\nONBUILD ARG C\nFROM p";
+    let plan = try_plan(text, &with_args(&given)).expect("valid");
+    assert_eq!(plan.unused_arguments(std::iter::empty()), ["D"]);
+    let steps = plan.steps(0, &BaseState::scratch()).expect("placed");
+    assert_eq!(plan.unused_arguments(std::iter::once(&steps)), ["D"]);
+}
+
+#[test]
 fn source_date_epoch_is_read_from_build_args_and_globals() {
     let epoch = |text: &str, args: &[(&str, &str)]| {
         try_plan(text, &with_args(args)).map(|plan| plan.source_date_epoch)
     };
     let of = |text, args| epoch(text, args).ok().flatten();
     assert_eq!(of("FROM i", &[]), None);
-    assert_eq!(of("FROM i", &[("SOURCE_DATE_EPOCH", "17")]), Some(17));
-    assert_eq!(of("ARG SOURCE_DATE_EPOCH=5\nFROM i", &[]), Some(5));
+    assert_eq!(of("FROM i", &[("SOURCE_DATE_EPOCH", "17")]), Some(Epoch::At(17)));
+    assert_eq!(of("ARG SOURCE_DATE_EPOCH=5\nFROM i", &[]), Some(Epoch::At(5)));
+    assert_eq!(of("FROM i", &[("SOURCE_DATE_EPOCH", "context")]), Some(Epoch::Context));
     assert_eq!(of("ARG SOURCE_DATE_EPOCH=5\nFROM i", &[("SOURCE_DATE_EPOCH", "")]), None);
     assert!(epoch("FROM i", &[("SOURCE_DATE_EPOCH", "soon")]).is_err());
 }

@@ -75,6 +75,28 @@ impl Selection {
             None => Ok((listed, is_whole)),
         }
     }
+
+    /// [`listing`](Self::listing) of what a mount shows.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn listing_of_mount(
+        &self,
+        source: &Source<'_>,
+        most: usize,
+    ) -> Result<(Vec<Listed>, bool), Error> {
+        let (mut listed, is_whole) = self.listing(source, None, most)?;
+        // It is visited first.
+        if let Some(top) = self.mounted_top(source)?
+            && let Some(first) = listed.first_mut()
+        {
+            first.mode = top.mode;
+            if !source.resets_owner() {
+                first.owner = (top.uid, top.gid);
+            }
+        }
+        Ok((listed, is_whole))
+    }
 }
 
 /// Whether `below` is the name of the source itself, which is then no directory.
