@@ -161,7 +161,7 @@ mod tests {
     fn a_helper_keeps_what_is_its() {
         let place = tempfile::tempdir().unwrap();
         let program = place.path().join("docker-credential-box");
-        let script = "#!/bin/sh\n[ \"$1\" = store ] && read line && echo \"$line\" > \"$0.kept\"\n";
+        let script = "#!/bin/sh\n[ \"$1\" = store ] && cat > \"$0.kept\"\n";
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
         let path = place.path().join("config.json");

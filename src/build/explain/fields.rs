@@ -143,7 +143,10 @@ impl Fields<'_> {
     }
 
     fn conditions(&mut self, conditions: &Conditions) {
-        let Conditions { hosts, shm_size, limits } = conditions;
+        let Conditions { hosts, shm_size, limits, hostname } = conditions;
+        if let Some(hostname) = hostname {
+            self.text("BUILDKIT_SANDBOX_HOSTNAME", hostname);
+        }
         if !hosts.is_empty() {
             let names: Vec<&str> = hosts.iter().map(|(name, _)| name.as_str()).collect();
             self.text("--add-host", &names.join(" "));

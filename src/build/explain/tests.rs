@@ -141,6 +141,7 @@ fn every_condition_of_a_run_is_kept() {
     let conditions = [
         plain.clone(),
         Conditions { hosts: vec![("db".to_owned(), HostAddress::Gateway)], ..plain.clone() },
+        Conditions { hostname: Some("builder".to_owned()), ..plain.clone() },
         Conditions { shm_size: Some(1), ..plain.clone() },
         Conditions { shm_size: Some(2), ..plain.clone() },
         Conditions { limits: vec![limit(Some(1))], ..plain.clone() },
