@@ -39,7 +39,16 @@ const FEWEST: &str = "CHOWN,DAC_OVERRIDE,FOWNER,SETUID,SETGID,SETFCAP";
 const DIFFERENT: &[(&str, &str)] = &[
     ("run-mount-bind", "a bind mount is a copy, and root can write to it"),
     ("run-heredoc-script", "a container's /dev is noexec, so the script has another name"),
+    ("heredoc-run-script-arguments", "so it has there"),
     ("run-network-none", "the network can't be taken away"),
+    ("history-does-not-show-mounts", "the network can't be taken away"),
+    ("arg-hostname", "the name of the host is the container's"),
+    ("run-hosts-and-limits", "/etc/hosts and /dev/shm are the container's"),
+    ("run-etc-files-are-read-only", "/etc/hosts and /etc/resolv.conf are the container's"),
+    ("run-sees-the-sandbox", "what is seen is the container's"),
+    ("mount-bind-file", "a bind mount is a copy, and root can write to it"),
+    ("mount-cache-read-only", "root can write to what is read-only"),
+    ("mount-tmpfs-size", "a tmpfs mount is a directory without a limit"),
 ];
 
 const EPOCH: &str = "1000000000";
