@@ -1,7 +1,9 @@
 //! The overlay beside other filesystems, and its costs as the base grows.
 //!
 //! `cargo bench --bench overlay` prints what a mount, a snapshot of nothing and the
-//! memory come to on bases of 10,000 to 1,000,000 files. With three arguments the
+//! memory come to on bases of 10,000 to 1,000,000 files; `cargo bench --bench overlay
+//! transports` what a request costs by each transport (io_uring only where it is switched
+//! on). With three arguments the
 //! program is one of the competitors of `scripts/bench-overlay`: it mounts the layer in
 //! a tar and serves it, by the transport that `YADOKARI_FUSE_TRANSPORT` names, until its
 //! standard input ends.
@@ -29,6 +31,8 @@ use yadokari::snapshot::Snapshotter;
 
 /// Files of the generated bases.
 const SIZES: [u64; 3] = [10_000, 100_000, 1_000_000];
+/// What a client asks, how often.
+const QUESTIONS: u32 = 30_000;
 /// Mounts and snapshots are taken this often; the median counts.
 const ROUNDS: usize = 5;
 
@@ -37,6 +41,8 @@ fn main() -> anyhow::Result<()> {
         std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match arguments.as_slice() {
         [tar, scratch, at] => serve(Path::new(tar), Path::new(scratch), Path::new(at)),
+        [word] if word == "transports" => transports(),
+        [word, path] if word == "ask" => ask(Path::new(path)),
         [size] => measure(size.parse().context("a number of files")?),
         _ => scale(),
     }
@@ -56,6 +62,84 @@ fn serve(tar: &Path, scratch: &Path, at: &Path) -> anyhow::Result<()> {
     std::io::stdin().read_to_end(&mut Vec::new())?;
     session.unmount()?;
     Ok(())
+}
+
+/// Asks the mount a question that the kernel never answers by itself.
+fn ask(path: &Path) -> anyhow::Result<()> {
+    for _ in 0..QUESTIONS {
+        rustix::fs::listxattr(path, &mut [0_u8; 64][..])?;
+    }
+    Ok(())
+}
+
+/// One line for each number of clients and transport, and the ratio to the first: medians
+/// of interleaved rounds, per request.
+fn transports() -> anyhow::Result<()> {
+    println!("| clients | transport | processor, µs | wall, µs | processor, ratio | wall, ratio |");
+    println!("| --- | --- | --- | --- | --- | --- |");
+    for clients in [1, 4] {
+        let all = [Transport::Device, Transport::Ring, Transport::Fuser];
+        let mut seen = vec![Vec::new(); all.len()];
+        for _ in 0..ROUNDS {
+            for (transport, seen) in all.into_iter().zip(&mut seen) {
+                match question_costs(transport, clients) {
+                    Ok(costs) => seen.push(costs),
+                    Err(error) if transport == Transport::Ring => eprintln!("no ring: {error:#}"),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        for (transport, costs) in all.into_iter().zip(&seen).filter(|(_, costs)| !costs.is_empty())
+        {
+            let median = |of: &dyn Fn(usize) -> f64| {
+                let mut values: Vec<f64> = (0..costs.len()).map(of).collect();
+                values.sort_by(f64::total_cmp);
+                values[values.len() / 2]
+            };
+            println!(
+                "| {clients} | {} | {:.1} | {:.1} | {:.2} | {:.2} |",
+                transport.name(),
+                median(&|round| costs[round].0),
+                median(&|round| costs[round].1),
+                median(&|round| costs[round].0 / seen[0][round].0),
+                median(&|round| costs[round].1 / seen[0][round].1),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Microseconds of processor and wall time that a request costs, client and server
+/// together.
+fn question_costs(transport: Transport, clients: u32) -> anyhow::Result<(f64, f64)> {
+    let place = tempfile::tempdir()?;
+    let at = place.path().join("root");
+    fs::create_dir(&at)?;
+    let overlay = Overlay::new(Vec::new(), place.path())?;
+    let session = overlay.mount(&at, MountOptions { transport, ..MountOptions::default() })?;
+    let (before, started) = (processor_time()?, Instant::now());
+    let ask = |_| {
+        let program = std::env::current_exe()?;
+        anyhow::Ok(std::process::Command::new(program).arg("ask").arg(&at).spawn()?)
+    };
+    let started_all: Vec<_> = (0..clients).map(ask).collect::<Result<_, _>>()?;
+    for mut client in started_all {
+        anyhow::ensure!(client.wait()?.success(), "a client failed");
+    }
+    let wall = started.elapsed();
+    let used = processor_time()?.saturating_sub(before);
+    session.unmount()?;
+    let micros = |time: Duration, count: u32| time.as_secs_f64() * 1e6 / f64::from(count);
+    Ok((micros(used, QUESTIONS * clients), micros(wall, QUESTIONS)))
+}
+
+/// Processor time of this process and the children that it waited for.
+fn processor_time() -> anyhow::Result<Duration> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = stat.rsplit_once(')').context("a name")?;
+    // utime, stime, cutime and cstime of proc(5), in hundredths of a second.
+    let ticks: u64 = fields.split_whitespace().skip(11).take(4).flat_map(str::parse::<u64>).sum();
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 /// One line for each size, each from a process of its own: memory is a high-water mark.

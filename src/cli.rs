@@ -160,6 +160,9 @@ fn run_build(flags: &Build) -> ExitCode {
         later: &later,
     };
     let built = build::build(&request, &crew);
+    for fallback in runner.fallbacks() {
+        reporter.observe(Progress::Warning(fallback.to_string()));
+    }
     reporter.screen().close();
     reporter.findings();
     let code = match built {

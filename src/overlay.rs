@@ -64,6 +64,7 @@ pub use session::MountError;
 pub use session::MountOptions;
 pub use session::Session;
 pub use session::open_device;
+pub use session::try_mount;
 pub use stub::Stubs;
 pub use transport::RING_SWITCH;
 pub use transport::Transport;

@@ -43,6 +43,7 @@ mod recorder;
 mod seccomp;
 mod spec;
 pub mod user;
+mod user_namespace;
 
 pub use child::CHILD_NAME;
 pub use child::child_main_if_asked;
@@ -60,8 +61,16 @@ pub use spec::Limit;
 pub use spec::MountPoint;
 pub use spec::Process;
 pub use spec::SecretBytes;
+pub use user_namespace::Ids;
+pub use user_namespace::UserNamespaceError;
+pub use user_namespace::enter_user_namespace;
 
 use std::io;
+use std::io::Read;
+use std::io::Write;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// Which of its outputs a process wrote to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,23 +115,28 @@ pub fn isolate_mounts() -> Result<(), Error> {
         .map_err(failed(Operation::Propagation))
 }
 
-/// Whether this process could make a user namespace. To be called before there is a
-/// second thread; changes nothing.
+/// Does `act` in a process of its own that ends afterwards, and gives what it gave:
+/// for whatever can't be undone. To be called before there is a second thread.
 ///
 /// # Errors
-/// That of unshare(2), or of fork(2).
-pub fn probe_user_namespace() -> io::Result<()> {
-    use rustix::thread::UnshareFlags;
-
-    let Some(pid) = child::fork()? else {
-        // SAFETY: as in `isolate_mounts`; this process has one thread and ends here.
-        let made = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) };
-        child::leave(made.map_or_else(rustix::io::Errno::raw_os_error, |()| 0));
+/// The error of `act`; that there is no process, or that it died.
+pub fn rehearse<T: Serialize + DeserializeOwned>(
+    act: impl FnOnce() -> Result<T, String>,
+) -> Result<T, String> {
+    let (mut read, mut write) = io::pipe().map_err(|error| error.to_string())?;
+    let Some(pid) = child::fork().map_err(|error| error.to_string())? else {
+        drop(read);
+        if let Ok(text) = serde_json::to_vec(&act()) {
+            let _ = write.write_all(&text);
+        }
+        child::leave(0);
     };
-    let status = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
-    match status.and_then(|(_, status)| status.exit_status()) {
-        Some(0) => Ok(()),
-        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => Err(io::ErrorKind::Other.into()),
-    }
+    drop(write);
+    let mut text = Vec::new();
+    let heard = read.read_to_end(&mut text);
+    let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+    heard
+        .map_err(serde_json::Error::io)
+        .and_then(|_| serde_json::from_slice(&text))
+        .map_err(|_| "the process that tried it died".to_owned())?
 }

@@ -1,5 +1,6 @@
-//! Builds in the container's own root: the same images as in the overlay, found by the
-//! recorder or by walking, without a privilege that a stock container lacks.
+//! The same images in every root: in the overlay, in an overlay in a user namespace, in
+//! the container's own root recorded and walked, without a privilege that a stock
+//! container lacks.
 //!
 //! Needs root, podman with runc, a static busybox and docker-registry. A container is
 //! a directory with nothing but `/kaniko` and a busybox, Docker's default
@@ -54,7 +55,7 @@ const DIFFERENT: &[(&str, &str)] = &[
 const EPOCH: &str = "1000000000";
 
 fn ready() -> bool {
-    host::require_host(&["podman", "runc", "docker-registry"])
+    host::require_host(&["podman", "runc", "docker-registry", "newuidmap", "setpriv"])
 }
 
 /// A stock container: its root is a directory of ours.
@@ -210,7 +211,11 @@ fn words(case: &Case) -> Vec<String> {
         .collect()
 }
 
-/// The cases in which processes run.
+/// How many cases are built in every mode; `YADOKARI_ALL_CASES` builds all.
+const CHOSEN: usize = 60;
+
+/// The cases in which processes run: some, at equal distances of the alphabet, without
+/// `YADOKARI_ALL_CASES`.
 fn cases() -> Vec<PathBuf> {
     let runs = |path: &PathBuf| {
         let text = fs::read_to_string(path.join("Dockerfile")).expect("a Dockerfile");
@@ -219,7 +224,18 @@ fn cases() -> Vec<PathBuf> {
     let differs = |path: &PathBuf| DIFFERENT.iter().any(|(name, _)| path.ends_with(name));
     let mut all = cases::all();
     all.retain(|path| cases::makes_files(path) && runs(path) && !differs(path));
-    all
+    if std::env::var_os("YADOKARI_ALL_CASES").is_some() || all.len() <= CHOSEN {
+        return all;
+    }
+    let length = all.len();
+    let taken = |index: usize| index * CHOSEN / length != (index + 1) * CHOSEN / length;
+    let chosen = all.into_iter().enumerate().filter(|(index, _)| taken(*index));
+    chosen.map(|(_, case)| case).collect()
+}
+
+/// Only the root of the host makes device nodes.
+fn needs_no_devices(case: &Case) -> bool {
+    !case.read("Dockerfile").expect("a Dockerfile").contains("mknod")
 }
 
 fn manifest(layout: &Path) -> Value {
@@ -232,7 +248,7 @@ fn quoted(words: &[String]) -> String {
     words.iter().map(|word| format!("'{word}' ")).collect()
 }
 
-/// All of them one after another in one container, as a long-lived runner does.
+/// In place all of them one after another in one container, as a long-lived runner does.
 #[test]
 fn every_root_and_recorder_makes_the_same_bytes() {
     if !ready() {
@@ -272,17 +288,248 @@ fn every_root_and_recorder_makes_the_same_bytes() {
         }
         let output = container.script(&script);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        faults.extend(differing(&cases, mode, &layout));
+    }
+    for (mode, ids) in [("all-ids", Ids::All), ("subordinate-ids", Ids::Subordinate)] {
+        let user = Unprivileged::new(work, ids);
+        let cases: Vec<&Case> = cases.iter().filter(|case| needs_no_devices(case)).collect();
+        let mut script = String::new();
         for case in &cases {
-            let (expected, found) =
-                (manifest(&layout(case, "overlay")), manifest(&layout(case, mode)));
-            if expected != found || expected.is_null() {
-                let log = layout(case, mode).display().to_string() + ".log";
-                let log = fs::read_to_string(log).unwrap_or_default();
-                faults.push(format!("{} {mode}: {expected} / {found}\n{log}", case.name));
-            }
+            let out = user.out(&case.name, mode);
+            let _ = writeln!(
+                script,
+                "./yadokari build --cache-dir {mode} --oci-layout-path {out} {} 2>{out}.log || \
+                 echo {} failed",
+                quoted(&user.words(&words(case))),
+                case.name,
+            );
         }
+        succeed(&mut user.script(&script));
+        let layout = |case: &Case, mode: &str| match mode {
+            "overlay" => layout(case, mode),
+            mode => work.join(user.out(&case.name, mode)),
+        };
+        faults.extend(differing(cases, mode, &layout));
     }
     assert!(faults.is_empty(), "{} differ:\n{}", faults.len(), faults.join("\n"));
+}
+
+/// Cases whose manifest isn't the same in `mode` as in the overlay, with its log.
+fn differing<'a>(
+    cases: impl IntoIterator<Item = &'a Case>,
+    mode: &str,
+    layout: &dyn Fn(&Case, &str) -> PathBuf,
+) -> Vec<String> {
+    let compare = |case: &Case| {
+        let (expected, found) = (manifest(&layout(case, "overlay")), manifest(&layout(case, mode)));
+        let log = layout(case, mode).display().to_string() + ".log";
+        let log = fs::read_to_string(log).unwrap_or_default();
+        (expected != found || expected.is_null())
+            .then(|| format!("{} {mode}: {expected} / {found}\n{log}", case.name))
+    };
+    cases.into_iter().filter_map(compare).collect()
+}
+
+/// Which ids a builder without the right to mount has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ids {
+    /// Root of a container: all that the container has.
+    All,
+    /// A user with subordinate ids.
+    Subordinate,
+    /// A user without.
+    Single,
+}
+
+/// A builder that may not mount: the machine's own files, without CAP_SYS_ADMIN.
+struct Unprivileged {
+    work: PathBuf,
+    ids: Ids,
+}
+
+/// A user that the machine has not.
+const USER: u32 = 424_242;
+
+impl Unprivileged {
+    /// Works in `work/user`, where it finds the cases, the builder and a FUSE device
+    /// that everybody may open.
+    fn new(work: &Path, ids: Ids) -> Self {
+        let own = work.join("user");
+        for directory in ["cases", "home", "out"] {
+            fs::create_dir_all(own.join(directory)).expect("a directory");
+        }
+        for file in ["yadokari", "fuse"] {
+            fs::write(own.join(file), "").expect("a mount point");
+        }
+        host::set_mode(work, 0o755);
+        let passwd = fs::read_to_string("/etc/passwd").expect("passwd");
+        let line = format!("{passwd}ana:x:{USER}:{USER}::/:/bin/sh\n");
+        fs::write(own.join("passwd"), line).expect("passwd");
+        let ids_of = match ids {
+            Ids::Subordinate => "ana:500000:65536\n",
+            Ids::All | Ids::Single => "",
+        };
+        fs::write(own.join("subid"), ids_of).expect("subuid");
+        Self { work: work.to_owned(), ids }
+    }
+
+    fn out(&self, case: &str, mode: &str) -> String {
+        format!("user/out/{case}-{mode}")
+    }
+
+    /// The same arguments where the cases are.
+    fn words(&self, words: &[String]) -> Vec<String> {
+        let cases = self.work.join("user/cases").display().to_string();
+        words.iter().map(|word| word.replace(CASES, &cases)).collect()
+    }
+
+    /// Runs a shell script in `work`. Mounts are gone when it ends.
+    fn script(&self, text: &str) -> Command {
+        let owner = if self.ids == Ids::All { 0 } else { USER };
+        let prepare = format!(
+            "chown -hR {owner}:{owner} .\n\
+             mount --bind {CASES} user/cases; mount --bind {} user/yadokari\n\
+             mknod -m 666 user/node c 10 229; mount --bind user/node /dev/fuse; rm user/node\n\
+             mount --bind user/passwd /etc/passwd\n\
+             touch /etc/subuid /etc/subgid\n\
+             mount --bind user/subid /etc/subuid; mount --bind user/subid /etc/subgid\n\
+             ln -sf user/yadokari yadokari; export HOME=$PWD/user/home SOURCE_DATE_EPOCH={EPOCH}\n",
+            env!("CARGO_BIN_EXE_yadokari"),
+        );
+        let become_it = match self.ids {
+            Ids::All => "--bounding-set=-sys_admin,-sys_ptrace".to_owned(),
+            // What the user makes is the user's.
+            Ids::Subordinate | Ids::Single => {
+                format!("--reuid={USER} --regid={USER} --clear-groups")
+            }
+        };
+        fs::write(self.work.join("job.sh"), text).expect("a script");
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "sh", "-ec"])
+            .arg(format!("{prepare}exec setpriv {become_it} sh job.sh",));
+        command.current_dir(&self.work);
+        command
+    }
+}
+
+/// A user with one id gets the same bytes where no other owner is given, and a clear no
+/// where one is.
+#[test]
+fn one_id_alone_builds_the_same_or_says_what_it_lacks() {
+    if !ready() {
+        return;
+    }
+    let (_registry, work, base) = host::registry_with_base();
+    let work = work.path();
+    let context = work.join("single");
+    fs::create_dir_all(&context).expect("a directory");
+    fs::write(context.join("file"), "text\n").expect("a file");
+    let same = format!(
+        "FROM {base}\nCOPY --chown=5:6 file /five\nRUN echo x > /made && rm /bin/vi && \
+         stat -c %u /etc > /owner\nRUN touch /home/bob/mine 2>/dev/null || mkdir /tmp/d\n"
+    );
+    let build = |name: &str, text: &str| {
+        fs::write(context.join(name), text).expect("a Dockerfile");
+        format!("--context {0} --dockerfile {0}/{name} --no-push", context.display())
+    };
+    let same = build("same", &same);
+    let user = build("user", &format!("FROM {base}\nUSER bob\nRUN true\n"));
+    let chown = build("chown", &format!("FROM {base}\nRUN touch /x && chown bob /x\n"));
+    let quiet = build("quiet", &format!("FROM {base}\nRUN touch /x && (chown bob /x || true)\n"));
+    let words: Vec<&str> = same.split_whitespace().collect();
+    succeed(
+        host::yadokari()
+            .env("SOURCE_DATE_EPOCH", EPOCH)
+            .args(["build", "--root=overlay", "--oci-layout-path"])
+            .arg(work.join("expected"))
+            .arg("--cache-dir")
+            .arg(work.join("cache-root"))
+            .args(words),
+    );
+    let single = Unprivileged::new(work, Ids::Single);
+    let run = |words: &str| {
+        let script = format!("./yadokari build --cache-dir user/cache {words}");
+        single.script(&script).output().expect("unshare")
+    };
+    let told = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let output = run(&format!("{same} --oci-layout-path user/out/same"));
+    assert!(output.status.success(), "{}", told(&output));
+    assert!(told(&output).contains("one id alone"), "{}", told(&output));
+    assert_eq!(manifest(&work.join("expected")), manifest(&work.join("user/out/same")));
+    let output = run(&user);
+    assert!(!output.status.success());
+    assert!(told(&output).contains("doesn't map"), "{}", told(&output));
+    for words in [&chown, &quiet] {
+        let output = run(words);
+        assert!(!output.status.success(), "another owner was silently lost");
+        assert!(told(&output).contains("1500"), "{}", told(&output));
+    }
+}
+
+/// What a step in an overlay must not see, in the files and in `/proc`.
+const PRY: &str = r#"
+clean() { [ -z "$1" ] || { echo "seen: $1"; exit 1; }; }
+clean "$(find / -xdev -type f -exec grep -lE 'MAR[K]_' {} + 2>/dev/null)"
+clean "$(cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' | grep -E 'MAR[K]_')"
+clean "$(for p in /proc/[0-9]*; do readlink $p/root; readlink $p/cwd; done | grep -v '^/$')"
+clean "$(for f in /proc/[0-9]*/fd/*; do readlink $f; done | grep -E 'cache|config.json|fuse')"
+clean "$(env | grep 'MAR[K]')"
+test ! -e "$WORK" && test ! -e /run/secrets/token
+"#;
+
+/// In an overlay a step finds neither credentials nor the cache nor other stages nor
+/// secrets of other steps nor the builder's environment, whether the builder is root or
+/// has a user namespace of its own.
+#[test]
+fn a_step_in_an_overlay_sees_nothing_that_was_not_given_to_it() {
+    if !ready() {
+        return;
+    }
+    let (_registry, work, base) = host::registry_with_base();
+    let work = work.path();
+    let context = work.join("pry");
+    let credentials = work.join("credentials");
+    for directory in [&context, &credentials] {
+        fs::create_dir_all(directory).expect("a directory");
+    }
+    let config = r#"{"auths":{"example.com":{"username":"a","password":"MARK_CREDENTIALS"}}}"#;
+    fs::write(credentials.join("config.json"), config).expect("credentials");
+    fs::write(work.join("secret"), "MARK_SECRET").expect("a secret");
+    fs::write(context.join("other"), "MARK_CONTEXT").expect("a file");
+    fs::write(context.join("pry"), PRY).expect("a script");
+    let dockerfile = format!(
+        "FROM {base} AS other\nCOPY other /other\n\
+         RUN --mount=type=secret,id=token grep -q MARK_ /run/secrets/token && echo MARK_STAGE > /s && \
+         touch /done\n\
+         FROM {base}\nCOPY --from=other /done /done\nCOPY pry /pry\n\
+         RUN WORK={} sh -e /pry\nUSER bob\nRUN WORK={} sh -e /pry\n",
+        work.display(),
+        work.display()
+    );
+    fs::write(context.join("Dockerfile"), dockerfile).expect("a Dockerfile");
+    let words = format!(
+        "build --root=overlay --no-push --context {} --secret id=token,src={}",
+        context.display(),
+        work.join("secret").display()
+    );
+    succeed(
+        host::yadokari()
+            .env("MARK_ENVIRONMENT", "MARK_ENVIRONMENT")
+            .env("DOCKER_CONFIG", &credentials)
+            .args(words.split(' '))
+            .arg("--cache-dir")
+            .arg(work.join("cache-MARK_NAME")),
+    );
+    let script = format!(
+        "export MARK_ENVIRONMENT=MARK_ENVIRONMENT DOCKER_CONFIG={}\n\
+         ./yadokari {words} --cache-dir user/cache-MARK_NAME",
+        credentials.display()
+    );
+    for ids in [Ids::All, Ids::Subordinate] {
+        fs::remove_dir_all(work.join("user")).unwrap_or_default();
+        succeed(&mut Unprivileged::new(work, ids).script(&script));
+    }
 }
 
 /// Programs that write in many ways, from threads, through renamed directories and
@@ -355,6 +602,145 @@ fn the_recorder_misses_nothing() {
     eprintln!("{walked} of 12 steps were walked");
 }
 
+/// Ways of `tests/support/writer.c`, and whether such a step may be walked: links may have
+/// changed while threads used them.
+const WAYS: &[(&str, bool)] = &[
+    ("threads", true),
+    ("forks", false),
+    ("races", false),
+    ("deep", false),
+    ("proc", false),
+    ("descriptors", false),
+    ("user", false),
+];
+
+/// Builds in place and compares the disk with the image; gives what was told.
+fn build_and_compare(work: &Path, name: &str) -> String {
+    let context = work.join(name);
+    let container = Container::new(work);
+    let out = work.join(format!("{name}-out"));
+    let words: Vec<String> = ["/kaniko/executor", "--no-push", "--verbosity=debug", "--context"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain([context.display().to_string(), "--oci-layout-path".to_owned()])
+        .chain([out.display().to_string()])
+        .collect();
+    let output = succeed(&mut container.command(CAPABILITIES, &[], &words));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let differences = container.differences(&Image::open(&out));
+    assert!(differences.is_empty(), "{}\n{told}", differences.join("\n"));
+    told
+}
+
+/// Threads, storms of forks, races of renames, deep trees, descriptors that travel,
+/// links of `/proc`, another user: nothing missed, and all of it recorded.
+#[test]
+fn what_a_c_program_can_think_of_is_recorded() {
+    if !ready() {
+        return;
+    }
+    let (_registry, work, base) = host::registry_with_base();
+    let work = work.path();
+    let context = work.join("writer");
+    fs::create_dir_all(&context).expect("a directory");
+    succeed(
+        Command::new("cc")
+            .args(["-O1", "-static", "-pthread", "-o"])
+            .arg(context.join("writer"))
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/writer.c")),
+    );
+    for seed in 1..=3 {
+        for (way, may_be_walked) in WAYS {
+            let dockerfile = format!(
+                "FROM {base}\nCOPY writer /writer\nRUN mkdir -p /base/d /base/e && cd /base && \
+                 for f in a b c own; do echo $f > $f; done; chown 1500 own; ln -s /proc/self/fd link\n\
+                 RUN /writer {way} {seed}\nRUN mv /base /gone && rm -rf /w/1\n"
+            );
+            fs::write(context.join("Dockerfile"), dockerfile).expect("a Dockerfile");
+            let told = build_and_compare(work, "writer");
+            let walked = told.contains("the whole root was compared");
+            assert!(*may_be_walked || !walked, "{way} was walked:\n{told}");
+            fs::remove_dir_all(work.join("writer-out")).expect("a layout");
+        }
+    }
+}
+
+/// A program of this machine in a context, with the libraries that it needs.
+fn bring(context: &Path, programs: &[&str]) {
+    for program in programs {
+        let found = succeed(Command::new("sh").args(["-c", &format!("command -v {program}")]));
+        let path = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+        // A static one has none.
+        let libraries = Command::new("ldd").arg(&path).output().expect("ldd");
+        let libraries = String::from_utf8_lossy(&libraries.stdout).into_owned();
+        let needed = libraries
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'))
+            .chain([path.as_str()]);
+        for file in needed {
+            let to = context.join("root").join(file.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().expect("a parent")).expect("a directory");
+            fs::copy(file, &to).unwrap_or_else(|error| panic!("{file}: {error}"));
+        }
+    }
+}
+
+/// Real programs that write much, with another user's tools: git and dpkg of this
+/// machine. `scripts/stock` does it with apt, pip and npm.
+#[test]
+fn git_and_dpkg_are_recorded() {
+    if !ready() {
+        return;
+    }
+    let (_registry, work, base) = host::registry_with_base();
+    let work = work.path();
+    let context = work.join("tools");
+    fs::create_dir_all(context.join("root")).expect("a directory");
+    bring(
+        &context,
+        &["git", "git-upload-pack", "dpkg", "dpkg-deb", "dpkg-split", "tar", "rm", "diff"],
+    );
+    let package = work.join("package");
+    fs::create_dir_all(package.join("DEBIAN")).expect("a directory");
+    fs::create_dir_all(package.join("usr/share/made/deep")).expect("a directory");
+    for number in 0..200 {
+        let file = package.join(format!("usr/share/made/deep/{number}"));
+        fs::write(file, number.to_string()).expect("a file");
+    }
+    let control = |version: u32| {
+        let text = format!(
+            "Package: made\nVersion: {version}\nArchitecture: all\nMaintainer: n <n@example.com>\n\
+             Description: made for a test\n"
+        );
+        fs::write(package.join("DEBIAN/control"), text).expect("control");
+        let deb = context.join(format!("{version}.deb"));
+        succeed(
+            Command::new("dpkg-deb").arg("--root-owner-group").arg("-b").arg(&package).arg(deb),
+        );
+    };
+    control(1);
+    fs::remove_file(package.join("usr/share/made/deep/7")).expect("a file");
+    fs::write(package.join("usr/share/made/deep/8"), "other").expect("a file");
+    control(2);
+    let dockerfile = format!(
+        "FROM {base}\nCOPY root /\nCOPY *.deb /debs/\n\
+         ENV GIT_AUTHOR_NAME=n GIT_AUTHOR_EMAIL=e GIT_COMMITTER_NAME=n GIT_COMMITTER_EMAIL=e\n\
+         RUN mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates /var/log /usr/sbin && \
+         touch /var/lib/dpkg/status && for p in ldconfig start-stop-daemon update-rc.d; do \
+         printf '#!/bin/sh\\n' > /usr/sbin/$p; chmod +x /usr/sbin/$p; done\n\
+         RUN PATH=$PATH:/usr/sbin:/sbin dpkg -i /debs/1.deb\n\
+         RUN PATH=$PATH:/usr/sbin:/sbin dpkg -i /debs/2.deb\n\
+         RUN git init -q /r && cd /r && for n in 1 2 3 4 5 6; do cp -r /usr/share/made d$n; \
+         git add -A; git commit -qm $n; done; git checkout -q -b side HEAD~3 && echo s > s && \
+         git add s && git commit -qm side && git checkout -q - && git merge -q -m m side && \
+         git gc -q && git clone -q /r /clone && git mv d1 moved && git commit -qam moved\n\
+         RUN PATH=$PATH:/usr/sbin:/sbin dpkg --purge made && cd /clone && git reset -q --hard HEAD~2\n"
+    );
+    fs::write(context.join("Dockerfile"), dockerfile).expect("a Dockerfile");
+    let told = build_and_compare(work, "tools");
+    assert!(!told.contains("the whole root was compared"), "{told}");
+}
+
 /// The capabilities that kaniko needs are enough, and what a failed build left isn't
 /// seen by the next one.
 #[test]
@@ -383,7 +769,8 @@ fn few_capabilities_are_enough_and_a_failed_step_leaves_nothing() {
         build("fails", &format!("FROM {base}\nRUN echo x > /left && rm /bin/ls && exit 7\n"));
     assert_eq!(failed.status.code(), Some(7), "{}", String::from_utf8_lossy(&failed.stderr));
     let text = format!(
-        "FROM {base}\nRUN test ! -e /left && test -e /bin/ls && mkdir -m 777 /pub\n\
+        "FROM {base}\nCOPY --chown=0:50 --chmod=2755 Dockerfile /grouped\n\
+         RUN test ! -e /left && test -e /bin/ls && mkdir -m 777 /pub\n\
          USER bob\nRUN id -un > /pub/who && (sleep 600 &) && ! touch /etc/forbidden\n\
          USER root\nRUN chown 5:6 /pub/who && su bob -c 'echo e > /pub/eve'\n"
     );

@@ -349,6 +349,9 @@ fn a_file_without_a_name_is_what_it_is_in_a_plain_directory() {
     });
 }
 
+/// The system's own: one of a user's home can't be run by others.
+const PYTHON: &str = "/usr/bin/python3";
+
 /// Who changes the file, by setpriv(1).
 const WHO: [(&str, &[&str]); 4] = [
     ("root", &[]),
@@ -382,8 +385,8 @@ const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 #[test]
 fn set_id_bits_and_capabilities_go_as_they_do_in_a_plain_directory() {
     let has = |program: &str| Command::new(program).arg("--version").output().is_ok();
-    if !has("setpriv") || !has("python3") {
-        eprintln!("skipped: no setpriv or no python3");
+    if !has("setpriv") || !has(PYTHON) {
+        eprintln!("skipped: no setpriv or no {PYTHON}");
         return;
     }
     let outcome = |at: &Path, options: &[&str]| {
@@ -407,7 +410,7 @@ fn set_id_bits_and_capabilities_go_as_they_do_in_a_plain_directory() {
         }
         let done = Command::new("setpriv")
             .args(options)
-            .args(["python3", "-S", "-E", "-c", &script])
+            .args([PYTHON, "-S", "-E", "-c", &script])
             .current_dir(at)
             .output()
             .unwrap();

@@ -9,13 +9,11 @@ use serde_json::json;
 use super::flags::Doctor;
 use super::ladder;
 use crate::overlay;
-use crate::overlay::MountOptions;
-use crate::overlay::Overlay;
 use crate::overlay::RING_SWITCH;
-use crate::overlay::Transport;
 use crate::rootfs::outside::signs_of_a_container;
 use crate::sandbox;
 use crate::sandbox::Exit;
+use crate::sandbox::Ids;
 use crate::sandbox::InPlace;
 use crate::sandbox::Namespaces;
 use crate::sandbox::Process;
@@ -29,6 +27,8 @@ struct Rung {
     what: &'static str,
     /// What was found, or why it doesn't work.
     found: Result<String, String>,
+    /// Taken only if nothing else works.
+    is_last_resort: bool,
     /// What has to be granted.
     needs: &'static str,
     /// Where, and the line to add there.
@@ -38,24 +38,24 @@ struct Rung {
 /// Prints the ladder; fails if no rung holds.
 pub(super) fn run(flags: &Doctor) -> ExitCode {
     let variable = |name: &str| std::env::var(name).ok();
-    // Namespaces first: this process must have one thread.
-    let user_namespace = sandbox::probe_user_namespace();
+    // While this process has one thread; the first changes nothing here.
+    let user_namespace = sandbox::rehearse(ladder::probe_user_namespace);
     let rungs = [
         Rung {
             name: "overlay",
             what: "our FUSE overlay, RUN in namespaces of its own: isolated, no unpacking",
-            found: probe_overlay(),
+            found: sandbox::rehearse(probe_overlay),
+            is_last_resort: false,
             needs: "/dev/fuse, CAP_SYS_ADMIN, and no profile that forbids mount",
             grants: &[
                 (
                     "docker run",
-                    "--device /dev/fuse --cap-add SYS_ADMIN --security-opt apparmor=unconfined \
-                     --security-opt seccomp=unconfined",
+                    "--device /dev/fuse --cap-add SYS_ADMIN --security-opt apparmor=unconfined",
                 ),
                 (
                     "GitLab Runner, config.toml, [runners.docker]",
                     "devices = [\"/dev/fuse\"]\ncap_add = [\"SYS_ADMIN\"]\n\
-                     security_opt = [\"apparmor=unconfined\", \"seccomp=unconfined\"]",
+                     security_opt = [\"apparmor=unconfined\"]",
                 ),
                 (
                     "Kubernetes, pod spec, with a device plugin for /dev/fuse",
@@ -74,21 +74,38 @@ pub(super) fn run(flags: &Doctor) -> ExitCode {
         Rung {
             name: "overlay in a user namespace",
             what: "the same without CAP_SYS_ADMIN, in a user namespace that we make ourselves",
-            found: Err(match user_namespace {
-                Ok(()) => {
-                    "this version doesn't use it, although the host would allow it".to_owned()
-                }
-                Err(error) => {
-                    format!("this version doesn't use it; the host forbids it, too ({error})")
-                }
-            }),
-            needs: "/dev/fuse and the right to make user namespaces",
-            grants: &[],
+            is_last_resort: user_namespace.as_ref().is_ok_and(Ids::is_single),
+            found: user_namespace.map(|ids| format!("mounted one to try; it has {ids}")),
+            needs: "/dev/fuse, leave to make user namespaces and to mount in them; for owners \
+                    other than root, root with SETUID, SETGID and SETFCAP, or subordinate ids",
+            grants: &[
+                (
+                    "docker run",
+                    "--device /dev/fuse --security-opt seccomp=unconfined --security-opt \
+                     apparmor=unconfined --security-opt systempaths=unconfined",
+                ),
+                (
+                    "GitLab Runner, config.toml, [runners.docker]",
+                    "devices = [\"/dev/fuse\"]\nsecurity_opt = [\"seccomp=unconfined\", \
+                     \"apparmor=unconfined\", \"systempaths=unconfined\"]",
+                ),
+                (
+                    "Kubernetes, container spec, with a device plugin for /dev/fuse",
+                    "resources: {limits: {github.com/fuse: 1}}\nsecurityContext: {seccompProfile: \
+                     {type: Unconfined}, appArmorProfile: {type: Unconfined}}",
+                ),
+                (
+                    "a user of a host, as its root",
+                    "apt-get install uidmap\nusermod --add-subuids 100000-165535 \
+                     --add-subgids 100000-165535 USER\nchmod 0666 /dev/fuse",
+                ),
+            ],
         },
         Rung {
             name: "inplace",
             what: "the container's own /, as kaniko does it: no isolation of RUN",
             found: probe_in_place(&variable),
+            is_last_resort: false,
             needs: "root in a container with CHOWN, DAC_OVERRIDE, FOWNER, SETUID, SETGID, SETFCAP",
             grants: &[
                 (
@@ -104,7 +121,13 @@ pub(super) fn run(flags: &Doctor) -> ExitCode {
             ],
         },
     ];
-    let chosen = rungs.iter().find(|rung| rung.found.is_ok()).map(|rung| rung.name);
+    let holds = |rung: &&Rung| rung.found.is_ok();
+    let chosen = rungs
+        .iter()
+        .filter(holds)
+        .find(|rung| !rung.is_last_resort)
+        .or_else(|| rungs.iter().find(holds))
+        .map(|rung| rung.name);
     if flags.json {
         let rungs: Vec<_> = rungs
             .iter()
@@ -145,23 +168,16 @@ pub(super) fn run(flags: &Doctor) -> ExitCode {
     ExitCode::from(u8::from(chosen.is_none()))
 }
 
-/// Mounts an empty overlay and runs nothing in it.
+/// Mounts an overlay that nobody serves.
 fn probe_overlay() -> Result<String, String> {
-    let text = |error: &dyn std::error::Error| error.to_string();
-    overlay::open_device().map_err(|error| text(&error))?;
-    sandbox::isolate_mounts().map_err(|error| text(&error))?;
-    let directory = tempfile::tempdir().map_err(|error| text(&error))?;
-    let at = directory.path().join("root");
-    std::fs::create_dir(&at).map_err(|error| text(&error))?;
-    let overlay = Overlay::new(Vec::new(), directory.path()).map_err(|error| text(&error))?;
-    let session = overlay.mount(&at, MountOptions::default()).map_err(|error| text(&error))?;
-    let over = match (session.transport(), session.fallback()) {
-        (Transport::Ring, _) => "over io_uring".to_owned(),
-        (_, Some(why)) => why.to_owned(),
-        _ => format!("over /dev/fuse; io_uring is off or not there ({RING_SWITCH})"),
-    };
-    drop(session);
-    Ok(format!("mounted one to try, {over}"))
+    overlay::open_device().map_err(|error| error.to_string())?;
+    sandbox::isolate_mounts().map_err(|error| error.to_string())?;
+    overlay::try_mount().map_err(|error| error.to_string())?;
+    Ok(if overlay::is_ring_switched_on() {
+        "mounted one to try; io_uring is switched on".to_owned()
+    } else {
+        format!("mounted one to try; io_uring is off or not there ({RING_SWITCH})")
+    })
 }
 
 /// Runs ourselves under the recorder.

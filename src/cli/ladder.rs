@@ -14,6 +14,7 @@ use crate::rootfs::in_place::Options;
 use crate::rootfs::outside::Exceptions;
 use crate::rootfs::outside::signs_of_a_container;
 use crate::sandbox;
+use crate::sandbox::Ids;
 
 /// kaniko's directory, where the image has it.
 pub(super) const KANIKO: &str = "/kaniko";
@@ -39,48 +40,97 @@ pub(super) fn choose(
     request: &Request,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Chosen, String> {
-    let overlay = || -> Result<Chosen, String> {
-        overlay::open_device().map_err(|error| error.to_string())?;
-        sandbox::isolate_mounts().map_err(|error| error.to_string())?;
+    match flags.root {
+        Some(RootKind::Overlay) => mounted(request.fuse_transport)
+            .or_else(|why| in_user_namespace(request.fuse_transport, &why, |_| true))
+            .map_err(|why| {
+                format!(
+                    "--root=overlay is impossible here: {why}; `yadokari doctor` tells what to add"
+                )
+            }),
+        Some(RootKind::Inplace) => in_place(flags, request, variable, None)
+            .map_err(|why| format!("--root=inplace is refused: {why}")),
+        None => climb(flags, request, variable),
+    }
+}
+/// The strongest root there is. With one id alone owners can't be given, so that comes
+/// after the container's own root, where they can.
+fn climb(
+    flags: &Build,
+    request: &Request,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Chosen, String> {
+    let no_overlay = match mounted(request.fuse_transport)
+        .or_else(|why| in_user_namespace(request.fuse_transport, &why, |ids| !ids.is_single()))
+    {
+        Ok(chosen) => return Ok(chosen),
+        Err(why) => why,
+    };
+    // A root that isn't kaniko's image is not replaced without being asked for: it may
+    // be somebody's workshop.
+    let ours = if kaniko(variable).is_dir() {
+        Ok(())
+    } else {
+        Err(format!("there is no {KANIKO} here; --root=inplace does it nevertheless"))
+    };
+    let no_place = match ours.and_then(|()| in_place(flags, request, variable, Some(&no_overlay))) {
+        Ok(chosen) => return Ok(chosen),
+        Err(why) => why,
+    };
+    in_user_namespace(request.fuse_transport, &no_place, |_| true).or_else(|_| {
         Ok(Chosen {
             root: RootChoice::Overlay,
             name: "overlay",
-            why: format!("{} in a private mount namespace", fuse(request.fuse_transport)),
-            warning: None,
+            why: String::new(),
+            warning: Some(format!(
+                "no root for RUN steps: not overlay ({no_overlay}), not inplace ({no_place})"
+            )),
         })
-    };
-    match flags.root {
-        Some(RootKind::Overlay) => overlay().map_err(|why| {
-            format!("--root=overlay is impossible here: {why}; `yadokari doctor` tells what to add")
-        }),
-        Some(RootKind::Inplace) => in_place(flags, request, variable, None)
-            .map_err(|why| format!("--root=inplace is refused: {why}")),
-        None => {
-            let no_overlay = match overlay() {
-                Ok(chosen) => return Ok(chosen),
-                Err(why) => why,
-            };
-            // A root that isn't kaniko's image is not replaced without being asked for: it
-            // may be somebody's workshop.
-            let ours = if kaniko(variable).is_dir() {
-                Ok(())
-            } else {
-                Err(format!("there is no {KANIKO} here; --root=inplace does it nevertheless"))
-            };
-            let chosen = ours.and_then(|()| in_place(flags, request, variable, Some(&no_overlay)));
-            chosen.or_else(|no_place| {
-                Ok(Chosen {
-                    root: RootChoice::Overlay,
-                    name: "overlay",
-                    why: String::new(),
-                    warning: Some(format!(
-                        "no root for RUN steps: not overlay ({no_overlay}), not inplace \
-                         ({no_place})"
-                    )),
-                })
-            })
-        }
+    })
+}
+
+/// The overlay in a mount namespace of ours.
+fn mounted(transport: Transport) -> Result<Chosen, String> {
+    overlay::open_device().map_err(|error| error.to_string())?;
+    sandbox::isolate_mounts().map_err(|error| error.to_string())?;
+    Ok(Chosen {
+        root: RootChoice::Overlay,
+        name: "overlay",
+        why: format!("{} in a private mount namespace", fuse(transport)),
+        warning: None,
+    })
+}
+
+/// The overlay in a user namespace of ours, because not `without` one; if `accept` likes
+/// the ids that it has.
+fn in_user_namespace(
+    transport: Transport,
+    without: &str,
+    accept: impl FnOnce(&Ids) -> bool,
+) -> Result<Chosen, String> {
+    if overlay::open_device().is_err() {
+        return Err(without.to_owned());
     }
+    let besides = |why: String| format!("{without}; nor in a user namespace: {why}");
+    // Tried elsewhere before: there is no way back.
+    let ids = sandbox::rehearse(probe_user_namespace).map_err(besides)?;
+    if !accept(&ids) {
+        return Err(besides(format!("it has {ids}")));
+    }
+    let ids = sandbox::enter_user_namespace().map_err(|error| besides(error.to_string()))?;
+    Ok(Chosen {
+        root: RootChoice::Overlay,
+        name: "overlay",
+        why: format!("{} in a user namespace of our own, which has {ids}", fuse(transport)),
+        warning: None,
+    })
+}
+
+/// Enters a user namespace and mounts an overlay in it; not to be undone.
+pub(super) fn probe_user_namespace() -> Result<Ids, String> {
+    let ids = sandbox::enter_user_namespace().map_err(|error| error.to_string())?;
+    overlay::try_mount().map_err(|error| error.to_string())?;
+    Ok(ids)
 }
 
 /// How FUSE will be spoken, as far as can be known before something is mounted.
@@ -101,6 +151,9 @@ pub(super) fn refusal(
     if !rustix::process::geteuid().is_root() {
         return Some("files of an image have many owners, and only root can make them");
     }
+    if is_read_only() {
+        return Some("the container's root is read-only");
+    }
     if !force && signs_of_a_container(variable).is_none() {
         return Some(
             "this seems to be no container, and its files would be replaced by the image's: \
@@ -108,6 +161,11 @@ pub(super) fn refusal(
         );
     }
     None
+}
+
+fn is_read_only() -> bool {
+    rustix::fs::statvfs("/")
+        .is_ok_and(|seen| seen.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
 fn kaniko(variable: &dyn Fn(&str) -> Option<String>) -> PathBuf {

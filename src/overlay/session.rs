@@ -232,6 +232,45 @@ pub fn open_device() -> Result<OwnedFd, MountError> {
     }
 }
 
+/// Whether this process may mount an overlay: makes a mount that is attached nowhere
+/// and served by nobody, and lets it go.
+///
+/// # Errors
+/// What forbids it.
+pub fn try_mount() -> Result<(), MountError> {
+    use rustix::mount::FsMountFlags;
+    use rustix::mount::FsOpenFlags;
+    use rustix::mount::MountAttrFlags;
+
+    let device = open_device()?;
+    let made = || -> rustix::io::Result<OwnedFd> {
+        let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let user = rustix::process::geteuid().as_raw().to_string();
+        let group = rustix::process::getegid().as_raw().to_string();
+        let descriptor = device.as_raw_fd().to_string();
+        let options = [
+            ("fd", descriptor.as_str()),
+            ("rootmode", "40000"),
+            ("user_id", &user),
+            ("group_id", &group),
+        ];
+        for (name, value) in options {
+            rustix::mount::fsconfig_set_string(&context, name, value)?;
+        }
+        rustix::mount::fsconfig_create(&context)?;
+        let flags = MountAttrFlags::empty();
+        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
+    };
+    made().map(drop).map_err(|error| refusal(error, Path::new("nothing")))
+}
+
+fn refusal(error: Errno, at: &Path) -> MountError {
+    match error {
+        Errno::PERM | Errno::ACCESS => MountError::NotPermitted(error.into()),
+        error => MountError::Mount { at: at.to_owned(), source: error.into() },
+    }
+}
+
 fn mount(device: &OwnedFd, at: &Path) -> Result<(), MountError> {
     // Devices and set-id programs of an image work as they do elsewhere, so neither
     // nodev nor nosuid. The kernel checks permissions, for every user.
@@ -249,10 +288,7 @@ fn mount(device: &OwnedFd, at: &Path) -> Result<(), MountError> {
         MountFlags::empty(),
         options.as_c_str(),
     );
-    mounted.map_err(|error| match error {
-        Errno::PERM | Errno::ACCESS => MountError::NotPermitted(error.into()),
-        error => MountError::Mount { at: at.to_owned(), source: error.into() },
-    })
+    mounted.map_err(|error| refusal(error, at))
 }
 
 /// Runs what asks our own mount in a thread that holds none of our open files.

@@ -114,7 +114,33 @@ impl Reader<'_> {
                 self.below(path, true, &mut found)?;
             }
         }
+        if !recording.owners.is_empty() {
+            self.owned_by(&recording.owners, &mut found)?;
+        }
         Ok(found)
+    }
+
+    /// Adds the files of these users; those made in this step were noted as they were
+    /// made.
+    fn owned_by(&self, users: &BTreeSet<u32>, found: &mut Candidates) -> Result<(), Error> {
+        let tree = self.overlay.after();
+        let mut pending = vec![(RootPath::root(), tree.root())];
+        while let Some((path, node)) = pending.pop() {
+            let fail = |source| failed("look up", &path, source);
+            let stat = tree.stat(node).map_err(fail)?;
+            if stat.is_directory() {
+                let children = tree.children(node).map_err(fail)?;
+                pending.extend(children.into_iter().map(|(name, node)| (path.join(&name), node)));
+            }
+            let mut above = users.contains(&stat.uid).then_some(path);
+            while let Some(path) = above {
+                above = path.parent();
+                if self.outside.hides(&path) || !found.insert(path) {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Everything that could have changed anywhere.

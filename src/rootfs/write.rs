@@ -185,7 +185,7 @@ impl<'a> Writer<'a> {
             let set = || -> io::Result<()> {
                 let directory = self.disk.open_directory(path, Links::Refused)?;
                 set_owner(&directory, stat)?;
-                directory.set_mode(stat.mode)?;
+                keeping_set_group_id(stat, || directory.set_mode(stat.mode))?;
                 directory.set_own_mtime(stat.mtime)
             };
             set().map_err(|source| failed("set the mode of", path, source))?;
@@ -290,7 +290,7 @@ impl<'a> Writer<'a> {
                 let mut file = at.directory.create_file(at.name)?;
                 copy(&tree.content(node)?, &mut file)?;
                 set_owner(&file, stat)?;
-                root_dir::set_mode(&file, stat.mode)?;
+                keeping_set_group_id(stat, || root_dir::set_mode(&file, stat.mode))?;
                 if let Some(value) = tree.xattr(node, CAPABILITY.as_bytes())? {
                     self.set_capability(at.path, &file, &value)?;
                 }
@@ -336,7 +336,9 @@ impl<'a> Writer<'a> {
         }
         if stat.kind != Kind::Symlink {
             let mode = Mode::from_raw_mode(u32::from(stat.mode));
-            rustix::fs::chmodat(at.directory, name, mode, AtFlags::empty())?;
+            keeping_set_group_id(stat, || {
+                Ok(rustix::fs::chmodat(at.directory, name, mode, AtFlags::empty())?)
+            })?;
         }
         if stat.kind == Kind::File {
             let file = at.directory.open_file(at.name)?;
@@ -698,4 +700,20 @@ pub(super) fn capability(directory: &Directory, name: &Name) -> io::Result<Optio
         Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Does `act`, which sets the mode of a file of `stat`, as a member of its group if need
+/// be: without CAP_FSETID, which kaniko's pods lack, the kernel takes set-group-ID away
+/// from files of other groups, and says nothing.
+fn keeping_set_group_id(stat: &Stat, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    if stat.mode & 0o2000 == 0 {
+        return act();
+    }
+    let before: Vec<Gid> = rustix::process::getgroups()?;
+    let joined = rustix::thread::set_thread_groups(&[Gid::from_raw(stat.gid)]);
+    let done = act();
+    if joined.is_ok() {
+        rustix::thread::set_thread_groups(&before)?;
+    }
+    done
 }

@@ -30,6 +30,29 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The step's user, or its group, has an id that the user namespace lacks.
+    #[error(
+        "can't become the user {user}: this user namespace doesn't map that id; it needs \
+         subordinate ids (/etc/subuid, /etc/subgid, newuidmap, newgidmap)"
+    )]
+    Unmapped {
+        /// Who.
+        user: String,
+    },
+    /// The step gave a file to somebody whom the user namespace lacks, whether or not it
+    /// minded that this failed.
+    #[error(
+        "the step gives {path} to {uid}:{gid}, and this user namespace has one id alone; it \
+         needs subordinate ids (/etc/subuid, /etc/subgid, newuidmap, newgidmap)"
+    )]
+    Owner {
+        /// As the step called it.
+        path: String,
+        /// User; 4294967295: none.
+        uid: u32,
+        /// Group; 4294967295: none.
+        gid: u32,
+    },
     /// The program is in no directory of PATH.
     #[error("exec: `{program}`: not found in PATH")]
     NotInPath {
@@ -84,6 +107,8 @@ impl Error {
             matches!(operation, Operation::Unshare | Operation::Propagation | Operation::Root);
         if refused && privileged {
             Self::Privilege { operation }
+        } else if operation == Operation::User && source.raw_os_error() == Some(libc::EINVAL) {
+            Self::Unmapped { user: subject.to_owned() }
         } else {
             Self::Setup { operation, subject: subject.to_owned(), source }
         }

@@ -254,7 +254,13 @@ fn rights(process: &Process, control: &Control) -> Result<(), Failure> {
     let mut groups = vec![gid];
     groups.extend(user.groups.iter().copied().map(thread::Gid::from_raw));
     groups.dedup();
-    thread::set_thread_groups(&groups).map_err(Failure::of(Operation::User, name))?;
+    match thread::set_thread_groups(&groups) {
+        // In a user namespace with one id only.
+        Err(errno @ Errno::PERM) if has_one_id() => {
+            control.send(&Report::Fallback(Fallback::KeptGroups(errno.raw_os_error())));
+        }
+        result => result.map_err(Failure::of(Operation::User, name))?,
+    }
     thread::set_thread_res_gid(gid, gid, gid).map_err(Failure::of(Operation::User, name))?;
     thread::set_thread_res_uid(uid, uid, uid).map_err(Failure::of(Operation::User, name))?;
     let kept = if user.uid == 0 { held } else { CapabilitySet::empty() };
@@ -274,6 +280,12 @@ fn rights(process: &Process, control: &Control) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether this is a user namespace that maps our own id alone: nobody gets more without
+/// the right to set groups.
+fn has_one_id() -> bool {
+    std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny")
+}
+
 /// Installs Docker's filter, or without namespaces the recorder's: there, the
 /// container has a filter of its own.
 fn filter(process: &Process, control: &Control) {
@@ -282,6 +294,13 @@ fn filter(process: &Process, control: &Control) {
         None => {
             if let Err(error) = seccomp::install() {
                 control.send(&Report::Fallback(Fallback::NoSeccomp(errno(error))));
+            }
+            if has_one_id() {
+                let sent = recorder::owners::install()
+                    .and_then(|listener| control.send_listener(&listener, false));
+                if let Err(error) = sent {
+                    control.send(&Report::Fallback(Fallback::UnseenOwners(errno(error))));
+                }
             }
         }
         Some(InPlace { record: false }) => {}

@@ -93,7 +93,7 @@ pub(super) fn enter_root(
         .map_err(Failure::of(Operation::Propagation, "/"))?;
     let sources = open_sources(&process.mounts)?;
     let room = Room::new(&process.root)?;
-    room.mount_proc()?;
+    room.mount_proc(fallback)?;
     room.mount_sys(fallback)?;
     room.mount_dev(process.shm_size, fallback)?;
     room.restrict()?;
@@ -104,7 +104,7 @@ pub(super) fn enter_root(
             made.push(mount.target().clone());
         }
     }
-    room.pivot().map_err(Failure::of(Operation::PivotRoot, &process.root.to_string_lossy()))
+    room.pivot(fallback).map_err(Failure::of(Operation::PivotRoot, &process.root.to_string_lossy()))
 }
 
 fn clamped(path: &str) -> RootPath {
@@ -161,10 +161,17 @@ impl Room {
             .map_err(Failure::of(Operation::MountPoint, &format!("/{path}")))
     }
 
-    fn mount_proc(&self) -> Result<(), Failure> {
+    fn mount_proc(&self, fallback: &mut dyn FnMut(Fallback)) -> Result<(), Failure> {
         let place = self.place("proc")?;
-        filesystem("proc", &[], INERT)
-            .and_then(|proc| attach(proc.as_fd(), place.as_fd()))
+        let proc = match filesystem("proc", &[], INERT) {
+            // In a user namespace, where the one around us is masked: a fresh one would
+            // show what that hides. Whoever looks into a process there still needs
+            // every capability that the process has.
+            Err(errno @ Errno::PERM) => clone_tree(CWD, Path::new("/proc"))
+                .inspect(|_| fallback(Fallback::BoundProc(errno.raw_os_error()))),
+            proc => proc,
+        };
+        proc.and_then(|proc| attach(proc.as_fd(), place.as_fd()))
             .map_err(Failure::of(Operation::Mount, "/proc"))
     }
 
@@ -344,11 +351,22 @@ impl Room {
     }
 
     /// Makes the root `/` and lets go of everything else (pivot_root(2), NOTES:
-    /// `pivot_root(".", ".")`).
-    fn pivot(self) -> rustix::io::Result<()> {
+    /// `pivot_root(".", ".")`). Docker's profile forbids that, with CAP_SYS_ADMIN too:
+    /// there the root is laid over `/`, as switch_root(8) does. Whoever breaks out of the
+    /// chroot comes back to it: what `..` finds on top of the old `/` is the root.
+    fn pivot(self, fallback: &mut dyn FnMut(Fallback)) -> rustix::io::Result<()> {
         rustix::process::fchdir(&self.root)?;
-        rustix::process::pivot_root(".", ".")?;
-        rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+        match rustix::process::pivot_root(".", ".") {
+            Ok(()) => rustix::mount::unmount(".", UnmountFlags::DETACH)?,
+            Err(errno @ Errno::PERM) => {
+                let flags = OFlags::PATH | OFlags::CLOEXEC;
+                let old = rustix::fs::open("/", flags, Mode::empty())?;
+                attach(self.root.as_fd(), old.as_fd())?;
+                rustix::process::chroot(".")?;
+                fallback(Fallback::Chroot(errno.raw_os_error()));
+            }
+            Err(errno) => return Err(errno),
+        }
         rustix::process::chdir("/")
     }
 }

@@ -35,6 +35,8 @@ use super::child::CHILD_NAME;
 use super::error::Error;
 use super::error::Operation;
 use super::init::TERMINATE;
+use super::recorder::owners::Foreign;
+use super::recorder::owners::Owners;
 use super::spec;
 use super::spec::Exit;
 use super::spec::Failure;
@@ -155,6 +157,7 @@ impl Runner for Namespaces {
         let mut running = self.start(process)?;
         let mut heard = Heard::default();
         let mut ending = Ending::No;
+        let mut owners = None;
         let mut buffer = vec![0; PIECE];
         while running.is_open() {
             let ready = running.poll(process, ending)?;
@@ -182,8 +185,14 @@ impl Runner for Namespaces {
                 match receive(&running.control, &mut buffer) {
                     Ok((0, _)) | Err(_) => running.control_open = false,
                     Ok((count, listener)) => {
-                        if let (Some(recorder), Some(listener)) = (&process.recorder, listener) {
-                            recorder.listen(listener).map_err(Error::Connection)?;
+                        match (&process.recorder, listener) {
+                            (Some(recorder), Some(listener)) => {
+                                recorder.listen(listener).map_err(Error::Connection)?;
+                            }
+                            (None, Some(listener)) => {
+                                owners = Some(Owners::listen(listener).map_err(Error::Connection)?);
+                            }
+                            (_, None) => {}
                         }
                         heard.take(&buffer[..count], |fallback| self.note(fallback));
                     }
@@ -191,6 +200,10 @@ impl Runner for Namespaces {
             }
         }
         let status = running.child.wait().map_err(Error::Connection)?;
+        let foreign = owners.map_or(Ok(None), Owners::finish).map_err(Error::Connection)?;
+        if let Some(Foreign { path, uid, gid }) = foreign {
+            return Err(Error::Owner { path, uid, gid });
+        }
         match heard {
             Heard { failure: Some(failure), .. } => Err(failed(failure)),
             Heard { exit: Some(exit), .. } => Ok(exit),

@@ -10,9 +10,11 @@
 //!   with both names, and everything below a renamed directory is looked at.
 //! - Where a symbolic link is involved, the path as written is noted besides. Whoever
 //!   looks afterwards finds links that changed while they were used.
-//! - A process that can't be looked into, because it changed its user and the
-//!   container has no `CAP_SYS_PTRACE`, makes the recording [lost](Recording::lost):
-//!   the step is walked then.
+//! - A process that changed its user can't be looked into in a container without
+//!   `CAP_SYS_PTRACE`. Its memory is opened before it does, so paths that it names in
+//!   full are read all the same, and attributes that it changes by descriptor are those
+//!   of its user's own files ([`Recording::owners`]). What it does otherwise makes the
+//!   recording [lost](Recording::lost): the step is walked then.
 //!
 //! The filter needs no_new_privs in a container without `CAP_SYS_ADMIN`. A step that
 //! executes a set-user-ID program would behave differently under it; such a program
@@ -27,6 +29,7 @@
 mod calls;
 mod filter;
 mod listener;
+pub(super) mod owners;
 mod process;
 
 pub(super) use listener::install;
@@ -51,6 +54,7 @@ use rustix::event::PollFlags;
 use rustix::event::Timespec;
 use rustix::fs::AtFlags;
 use rustix::fs::CWD;
+use rustix::fs::FileType;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -64,6 +68,7 @@ use calls::places;
 use listener::Listener;
 use listener::Notice;
 use process::Caller;
+use process::Memories;
 use process::Unreadable;
 
 /// Links followed on a path before giving up, as Linux does (`MAXSYMLINKS`).
@@ -83,6 +88,8 @@ pub struct Recording {
     pub through_links: BTreeSet<RootPath>,
     /// Entries that were made symbolic links at some time.
     pub links: BTreeSet<RootPath>,
+    /// Users who changed attributes of files of theirs that couldn't be named.
+    pub owners: BTreeSet<u32>,
     /// Why the above may be incomplete: the whole tree must be compared.
     pub lost: Option<String>,
     /// A program that needs set-user-ID or file capabilities, which don't work under
@@ -170,14 +177,47 @@ impl Recorder {
     }
 }
 
+/// Canonical paths of directories by the absolute string that led there, links on the
+/// way or not. Cleared by whatever could make one wrong.
+#[derive(Default)]
+struct Directories {
+    straight: HashMap<Vec<u8>, RootPath>,
+    over_links: HashMap<Vec<u8>, RootPath>,
+}
+
+impl Directories {
+    fn get(&self, path: &[u8]) -> Option<&RootPath> {
+        self.straight.get(path).or_else(|| self.over_links.get(path))
+    }
+
+    fn insert(&mut self, path: &[u8], canonical: &RootPath) {
+        if self.straight.len() + self.over_links.len() >= REMEMBERED {
+            self.clear();
+        }
+        let is_straight = RootPath::clamped(path).is_some_and(|lexical| lexical == *canonical);
+        let kind = if is_straight { &mut self.straight } else { &mut self.over_links };
+        kind.insert(path.to_vec(), canonical.clone());
+    }
+
+    /// Something that may be a link is replaced or goes; what becomes of directories
+    /// without a link on the way is noticed when they or a link are made.
+    fn forget_links(&mut self) {
+        self.over_links.clear();
+    }
+
+    fn clear(&mut self) {
+        self.straight.clear();
+        self.over_links.clear();
+    }
+}
+
 /// The thread that answers.
 struct Scribe<'a> {
     recorder: &'a Recorder,
     listener: Listener,
     recording: Recording,
-    /// Canonical paths of directories by the absolute string that led there. Cleared
-    /// by whatever could make one wrong.
-    directories: HashMap<Vec<u8>, RootPath>,
+    directories: Directories,
+    memories: Memories,
     /// Last entries noted, to spare the set.
     recent: HashSet<Vec<u8>>,
     /// Whether a process may have another root than ours.
@@ -190,7 +230,8 @@ impl<'a> Scribe<'a> {
             recorder,
             listener,
             recording: Recording::default(),
-            directories: HashMap::new(),
+            directories: Directories::default(),
+            memories: Memories::default(),
             recent: HashSet::new(),
             chrooted: false,
         }
@@ -203,6 +244,7 @@ impl<'a> Scribe<'a> {
         all.moved.extend(own.moved);
         all.through_links.extend(own.through_links);
         all.links.extend(own.links);
+        all.owners.extend(own.owners);
         all.notices += own.notices;
         all.lost = all.lost.take().or(own.lost);
         all.needs_privileges = all.needs_privileges.take().or(own.needs_privileges);
@@ -278,24 +320,25 @@ impl<'a> Scribe<'a> {
         let caller = Caller::new(notice.pid);
         let call = libc::c_long::from(notice.call);
         if is_execution(notice) {
-            return self.execution(notice, &caller);
+            let needs = self.execution(notice, &caller);
+            self.memories.forget(&caller);
+            return needs;
         }
         for place in places(call) {
-            self.place(notice, &caller, *place, call)?;
+            self.place(notice, &caller, *place)?;
         }
         Ok(None)
     }
 
-    fn place(
-        &mut self,
-        notice: &Notice,
-        caller: &Caller,
-        place: Place,
-        call: libc::c_long,
-    ) -> Result<(), Unreadable> {
+    fn place(&mut self, notice: &Notice, caller: &Caller, place: Place) -> Result<(), Unreadable> {
+        let call = libc::c_long::from(notice.call);
         let argument = |index: u8| notice.arguments[usize::from(index)];
         match place {
-            Place::Descriptor(index) => self.descriptor(notice, caller, argument(index) as i32),
+            Place::Descriptor(index) => self.descriptor(caller, argument(index) as i32, call),
+            Place::User => {
+                self.memories.keep(caller);
+                Ok(())
+            }
             Place::Everything => Err(Unreadable::Call(format!(
                 "the step used a call that changes more than one path (number {call})"
             ))),
@@ -306,7 +349,7 @@ impl<'a> Scribe<'a> {
             }
             Place::Socket { address, length } => {
                 let length = usize::try_from(argument(length)).unwrap_or(0).min(110);
-                let bytes = caller.memory(argument(address), length)?;
+                let bytes = caller.memory(&mut self.memories, argument(address), length)?;
                 let family = bytes.first_chunk::<2>().map(|bytes| u16::from_ne_bytes(*bytes));
                 let path = bytes.get(2..).unwrap_or_default();
                 let path = path.split(|&byte| byte == 0).next().unwrap_or_default();
@@ -314,14 +357,14 @@ impl<'a> Scribe<'a> {
                     return Ok(());
                 }
                 let path = path.to_vec();
-                self.path(notice, caller, libc::AT_FDCWD, path, Links::Kept, Kind::Entry)
+                self.path(caller, libc::AT_FDCWD, path, Links::Kept, Kind::Entry)
             }
             Place::Path { directory, path, links, kind } => {
                 let directory =
                     directory.map_or(libc::AT_FDCWD, |index| argument(index) as u32 as i32);
                 if argument(path) == 0 {
                     // futimens: utimensat without a path.
-                    return self.descriptor(notice, caller, directory);
+                    return self.descriptor(caller, directory, call);
                 }
                 let links = match links {
                     LinksBy::Always(links) => links,
@@ -329,27 +372,33 @@ impl<'a> Scribe<'a> {
                         let set = argument(index) as u32 & flag as u32 != 0;
                         if set { then } else { then.opposite() }
                     }
+                    LinksBy::Open(index) => {
+                        const NEW: u32 = (libc::O_CREAT | libc::O_EXCL) as u32;
+                        let flags = argument(index) as u32;
+                        let kept = flags & NEW == NEW || flags & libc::O_NOFOLLOW as u32 != 0;
+                        if kept { Links::Kept } else { Links::Followed }
+                    }
                     LinksBy::How(index) => match self.how(caller, argument(index))? {
                         Some(links) => links,
                         None => return Ok(()),
                     },
                 };
-                let path = caller.string(argument(path))?;
+                let path = caller.string(&mut self.memories, argument(path))?;
                 if path.is_empty() {
-                    return self.descriptor(notice, caller, directory);
+                    return self.descriptor(caller, directory, call);
                 }
                 if matches!(call, libc::SYS_symlinkat) || is_symlink(call) {
                     self.directories.clear();
                 }
-                self.path(notice, caller, directory, path, links, kind)
+                self.path(caller, directory, path, links, kind)
             }
         }
     }
 
     /// `struct open_how` of openat2(2): `None` if nothing can change.
-    fn how(&self, caller: &Caller, address: u64) -> Result<Option<Links>, Unreadable> {
+    fn how(&mut self, caller: &Caller, address: u64) -> Result<Option<Links>, Unreadable> {
         const RESOLVE_IN_ROOT: u64 = 0x10;
-        let bytes = caller.memory(address, 24)?;
+        let bytes = caller.memory(&mut self.memories, address, 24)?;
         let field = |at: usize| {
             let bytes = bytes.get(at..at + 8).and_then(|bytes| bytes.first_chunk::<8>());
             bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
@@ -366,19 +415,34 @@ impl<'a> Scribe<'a> {
     /// Notes the file behind a descriptor.
     fn descriptor(
         &mut self,
-        notice: &Notice,
         caller: &Caller,
         descriptor: i32,
+        call: libc::c_long,
     ) -> Result<(), Unreadable> {
         if descriptor == libc::AT_FDCWD {
             let path = caller.directory()?;
-            return self.canonical(notice, path, Kind::Entry);
+            self.canonical(path);
+            return Ok(());
         }
-        let Some(path) = caller.descriptor(descriptor)? else { return Ok(()) };
+        match self.linked(caller, &caller.descriptor(descriptor)) {
+            // Without a capability one changes mode and owner of one's own files only,
+            // but times of what one may write, too.
+            Err(Unreadable::Process(who)) if call != libc::SYS_utimensat => {
+                let user = caller.plain_user()?.ok_or(Unreadable::Process(who))?;
+                self.recording.owners.insert(user);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Notes the file that a link of `/proc` leads to.
+    fn linked(&mut self, caller: &Caller, link: &str) -> Result<(), Unreadable> {
+        let Some(path) = caller.target(link)? else { return Ok(()) };
         if let Some(name) = path.strip_suffix(b" (deleted)")
             && rustix::fs::lstat(path.as_slice()).is_err()
         {
-            if caller.has_names(descriptor)? {
+            if caller.has_names(link)? {
                 let name = String::from_utf8_lossy(name);
                 return Err(Unreadable::Call(format!(
                     "{name} was changed after that name of it was removed"
@@ -386,26 +450,23 @@ impl<'a> Scribe<'a> {
             }
             return Ok(());
         }
-        self.canonical(notice, path, Kind::Entry)
-    }
-
-    /// Notes a path that the kernel gave.
-    fn canonical(&mut self, notice: &Notice, path: Vec<u8>, kind: Kind) -> Result<(), Unreadable> {
-        if !self.listener.is_valid(notice.id) {
-            return Ok(());
-        }
-        if let Some(path) = Some(path).filter(|path| path.first() == Some(&b'/'))
-            && let Some(path) = RootPath::clamped(&path)
-        {
-            self.enter(path, kind);
-        }
+        self.canonical(path);
         Ok(())
     }
 
-    /// Notes an entry given by path.
+    /// Notes a path that the kernel gave.
+    fn canonical(&mut self, path: Vec<u8>) {
+        if let Some(path) = Some(path).filter(|path| path.first() == Some(&b'/'))
+            && let Some(path) = RootPath::clamped(&path)
+        {
+            self.enter(path, Kind::Entry);
+        }
+    }
+
+    /// Notes an entry given by path. A caller that is gone by now changes nothing, and
+    /// what was read of another one with its id does no harm.
     fn path(
         &mut self,
-        notice: &Notice,
         caller: &Caller,
         directory: i32,
         path: Vec<u8>,
@@ -417,7 +478,7 @@ impl<'a> Scribe<'a> {
         } else {
             let base = match directory {
                 libc::AT_FDCWD => Some(caller.directory()?),
-                descriptor => caller.descriptor(descriptor)?,
+                descriptor => caller.target(&caller.descriptor(descriptor))?,
             };
             let Some(base) = base.filter(|base| base.first() == Some(&b'/')) else {
                 return Ok(());
@@ -427,16 +488,43 @@ impl<'a> Scribe<'a> {
         if self.chrooted && !caller.has_our_root()? {
             return Err(Unreadable::Call("a program changed its root directory".to_owned()));
         }
-        if !self.listener.is_valid(notice.id) {
-            return Ok(());
+        self.locate(caller, full, links, kind)
+    }
+
+    /// Follows a path through a process's own entries in `/proc` (`/proc/self/fd/3`,
+    /// `/dev/fd/3`, `/proc/self/cwd/file`), which mean something else to us. Gives the
+    /// path to go on with; `None`: everything is noted.
+    fn through_proc(
+        &mut self,
+        caller: &Caller,
+        full: Vec<u8>,
+        links: Links,
+    ) -> Result<Option<Vec<u8>>, Unreadable> {
+        let Some((link, rest)) = proc_link(caller, &full) else { return Ok(Some(full)) };
+        if !rest.is_empty() {
+            let Some(target) = caller.target(&link)? else { return Ok(None) };
+            let is_path = target.first() == Some(&b'/');
+            return Ok(is_path.then(|| [target.as_slice(), b"/", rest.as_slice()].concat()));
         }
-        self.locate(full, links, kind);
-        Ok(())
+        if links == Links::Followed {
+            self.linked(caller, &link)?;
+        }
+        Ok(None)
     }
 
     /// Notes where the absolute path `full` leads, and what it is called on the way.
-    fn locate(&mut self, mut full: Vec<u8>, links: Links, kind: Kind) {
+    fn locate(
+        &mut self,
+        caller: &Caller,
+        mut full: Vec<u8>,
+        links: Links,
+        kind: Kind,
+    ) -> Result<(), Unreadable> {
         for _ in 0..MAX_LINKS {
+            full = match self.through_proc(caller, full, links)? {
+                Some(full) => full,
+                None => return Ok(()),
+            };
             while full.len() > 1 && full.ends_with(b"/") {
                 full.pop();
             }
@@ -447,23 +535,27 @@ impl<'a> Scribe<'a> {
                     Ok(path) => self.enter(path, kind),
                     Err(_) => self.as_written(&full, kind),
                 }
-                return;
+                return Ok(());
             }
             let Ok((directory, opened)) = self.directory(parent) else {
                 // It fails, or another thread is just making what is missing: then
                 // that is noted, with everything below it.
                 self.as_written(&full, kind);
-                return;
+                return Ok(());
             };
             let lexical = RootPath::clamped(&full);
             let Some(entry) = RootPath::clamped(name).map(|name| directory.join_path(&name)) else {
-                return;
+                return Ok(());
             };
             if let Some(lexical) = lexical.filter(|lexical| *lexical != entry) {
                 self.recording.through_links.insert(lexical);
             }
+            if let Some(other) = as_callers(&entry).filter(|other| *other != full) {
+                full = other;
+                continue;
+            }
             if self.is_outside(&entry) {
-                return;
+                return Ok(());
             }
             let target = match (links, &opened) {
                 (Links::Followed, Some(opened)) => rustix::fs::readlinkat(opened, name, Vec::new()),
@@ -487,10 +579,11 @@ impl<'a> Scribe<'a> {
                 }
                 Err(_) => {
                     self.enter(entry, kind);
-                    return;
+                    return Ok(());
                 }
             }
         }
+        Ok(())
     }
 
     /// The directory that an absolute path leads to; open, if it had to be looked up.
@@ -500,10 +593,7 @@ impl<'a> Scribe<'a> {
         }
         let opened = open_directory(path)?;
         let canonical = path_of(&opened)?;
-        if self.directories.len() >= REMEMBERED {
-            self.directories.clear();
-        }
-        self.directories.insert(path.to_vec(), canonical.clone());
+        self.directories.insert(path, &canonical);
         Ok((canonical, Some(opened)))
     }
 
@@ -531,7 +621,7 @@ impl<'a> Scribe<'a> {
                 self.recording.touched.insert(path);
             }
             Kind::Gone => {
-                self.directories.clear();
+                self.directories.forget_links();
                 if !self.is_outside(&path) {
                     self.recording.touched.insert(path);
                 }
@@ -543,7 +633,11 @@ impl<'a> Scribe<'a> {
                 }
             }
             Kind::Moved => {
-                self.directories.clear();
+                if is_plain(&path) {
+                    self.directories.forget_links();
+                } else {
+                    self.directories.clear();
+                }
                 if !self.is_outside(&path) {
                     self.recording.moved.insert(path.clone());
                     self.recording.touched.insert(path);
@@ -563,7 +657,7 @@ impl<'a> Scribe<'a> {
             libc::SYS_execve => (libc::AT_FDCWD, notice.arguments[0]),
             _ => (notice.arguments[0] as u32 as i32, notice.arguments[1]),
         };
-        let Ok(path) = caller.string(path) else {
+        let Ok(path) = caller.string(&mut self.memories, path) else {
             // It can't be seen what it executes. What it can't get by that is a
             // right that it gave up before.
             return Ok(None);
@@ -571,7 +665,7 @@ impl<'a> Scribe<'a> {
         let base = match directory {
             _ if path.first() == Some(&b'/') => Vec::new(),
             libc::AT_FDCWD => caller.directory()?,
-            descriptor => caller.descriptor(descriptor)?.unwrap_or_default(),
+            descriptor => caller.target(&caller.descriptor(descriptor))?.unwrap_or_default(),
         };
         let full = if base.is_empty() || path.is_empty() {
             [base.as_slice(), path.as_slice()].concat()
@@ -591,8 +685,59 @@ impl<'a> Scribe<'a> {
             && stat.st_mode & libc::S_IXGRP != 0
             && stat.st_gid != gid;
         let needs = other_user || (uid != 0 && (other_group || capable.is_ok()));
+        let needs = needs && caller.gets_no_privileges()? && self.listener.is_valid(notice.id);
         Ok(needs.then(|| String::from_utf8_lossy(&full).into_owned()))
     }
+}
+
+/// Whether an entry is neither a directory nor a link: no path leads over it.
+fn is_plain(path: &RootPath) -> bool {
+    let at = [b"/", path.as_bytes()].concat();
+    match rustix::fs::lstat(at.as_slice()) {
+        Ok(stat) => {
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            !kind.is_dir() && !kind.is_symlink()
+        }
+        Err(errno) => errno == Errno::NOENT,
+    }
+}
+
+/// Splits a path through a link of `/proc` that every process has its own of: the link
+/// as we see that of `caller`, and what comes after it.
+fn proc_link(caller: &Caller, full: &[u8]) -> Option<(String, Vec<u8>)> {
+    if !full.starts_with(b"/proc/") && !full.starts_with(b"/dev/fd/") {
+        return None;
+    }
+    let path = RootPath::clamped(full)?;
+    let mut parts = path.components().peekable();
+    let link = match (parts.next()?, parts.next()?) {
+        (b"dev", b"fd") => {
+            let number = std::str::from_utf8(parts.next()?).ok()?;
+            caller.entry(b"self")? + "/fd/" + number
+        }
+        (b"proc", who) => {
+            let mut entry = caller.entry(who)?;
+            if parts.next_if_eq(&b"task".as_slice()).is_some() {
+                entry = caller.entry(parts.next()?)?;
+            }
+            match parts.next()? {
+                b"fd" => entry + "/fd/" + std::str::from_utf8(parts.next()?).ok()?,
+                b"cwd" => entry + "/cwd",
+                b"root" => entry + "/root",
+                _ => return None,
+            }
+        }
+        _ => return None,
+    };
+    let rest: Vec<&[u8]> = parts.collect();
+    Some((link, rest.join(&b'/')))
+}
+
+/// What a path that led us to our own entry in `/proc` is to whoever used it.
+fn as_callers(entry: &RootPath) -> Option<Vec<u8>> {
+    let own = format!("proc/{}/", rustix::process::getpid().as_raw_pid());
+    let rest = entry.as_bytes().strip_prefix(own.as_bytes())?;
+    Some([b"/proc/self/", rest].concat())
 }
 
 fn open_directory(path: &[u8]) -> rustix::io::Result<OwnedFd> {

@@ -260,6 +260,14 @@ pub enum Fallback {
     BoundDevices(i32),
     /// The recorder's filter could not be installed; errno.
     NoRecorder(i32),
+    /// `/proc` is the container's, bound, because a fresh one was refused; errno.
+    BoundProc(i32),
+    /// Supplementary groups stayed the builder's: setgroups(2) is refused; errno.
+    KeptGroups(i32),
+    /// The root is laid over `/` and not put in its place; errno.
+    Chroot(i32),
+    /// With one id: it isn't noticed when a file is given to somebody else; errno.
+    UnseenOwners(i32),
 }
 
 impl fmt::Display for Fallback {
@@ -269,6 +277,16 @@ impl fmt::Display for Fallback {
             Self::BoundSys(errno) => ("RUN sees the builder's own /sys, read-only", errno),
             Self::BoundDevices(errno) => ("RUN has the builder's own device nodes", errno),
             Self::NoRecorder(errno) => ("RUN isn't recorded", errno),
+            Self::BoundProc(errno) => (
+                "RUN sees the container's own /proc and its process numbers, because parts of \
+                 that are masked",
+                errno,
+            ),
+            Self::Chroot(errno) => {
+                ("RUN's root lies over the builder's instead of replacing it", errno)
+            }
+            Self::UnseenOwners(errno) => ("owners that RUN can't give go unnoticed", errno),
+            Self::KeptGroups(errno) => ("RUN has the builder's supplementary groups", errno),
         };
         write!(f, "{what}: {}", io::Error::from_raw_os_error(*errno))
     }

@@ -138,6 +138,11 @@ pub fn chown(spec: &str, passwd: &[u8], group: &[u8]) -> Result<(u32, u32), Erro
     Ok((uid, gid))
 }
 
+/// The name of a user in a passwd file.
+pub(super) fn name_of(uid: u32, passwd: &[u8]) -> Option<String> {
+    accounts(passwd).find(|account| account.uid == uid).map(|account| text(account.name))
+}
+
 /// `Some` for a number, `None` for a name.
 fn parse_id(text: &str) -> Result<Option<u32>, Error> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {

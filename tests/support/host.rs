@@ -42,6 +42,12 @@ fn which(tool: &str) -> bool {
     })
 }
 
+/// Who may use a registry with a password.
+pub(crate) const USER: &str = "ci";
+
+/// The password.
+pub(crate) const PASSWORD: &str = "s3cret";
+
 /// Debian's docker-registry on a loopback port; ends when dropped.
 pub(crate) struct Registry {
     process: Child,
@@ -53,6 +59,22 @@ pub(crate) struct Registry {
 impl Registry {
     /// Starts one with nothing in it.
     pub(crate) fn start() -> Self {
+        Self::start_with("", |_| {})
+    }
+
+    /// Starts one that wants [`USER`] and [`PASSWORD`], for reading too.
+    #[allow(dead_code, reason = "few tests push with a password")]
+    pub(crate) fn start_with_password() -> Self {
+        // PASSWORD by bcrypt, as `htpasswd -nbB` gives it.
+        let line = format!("{USER}:$2b$04$iFnj7qUtAADOynvCIcFusuDxL9uCQBldoCoSgoLg5meWUlnfgrhL2");
+        Self::start_with("auth: { htpasswd: { realm: tests, path: @/htpasswd } }\n", |directory| {
+            fs::write(directory.join("htpasswd"), line).expect("a password file");
+        })
+    }
+
+    /// Starts one with more lines in its config, where `@` is a directory that
+    /// `prepare` fills.
+    fn start_with(more: &str, prepare: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let port = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
@@ -65,7 +87,9 @@ impl Registry {
              storage: {{ filesystem: {{ rootdirectory: {}/data }} }}\nhttp: {{ addr: \"{address}\" }}\n",
             directory.path().display()
         );
-        fs::write(&config, text).expect("a config");
+        let more = more.replace('@', &directory.path().display().to_string());
+        prepare(directory.path());
+        fs::write(&config, text + &more).expect("a config");
         let process = Command::new("docker-registry")
             .arg("serve")
             .arg(&config)
@@ -154,12 +178,17 @@ pub(crate) fn set_mode(path: &Path, mode: u32) {
 
 /// A registry that holds the busybox image as `base:latest`.
 pub(crate) fn registry_with_base() -> (Registry, TempDir, String) {
-    let registry = Registry::start();
+    with_base(Registry::start())
+}
+
+/// `registry` with the busybox image as `base:latest`.
+pub(crate) fn with_base(registry: Registry) -> (Registry, TempDir, String) {
     let directory = tempfile::tempdir().expect("a directory");
     let context = busybox_context(directory.path());
     let base = format!("{}/base:latest", registry.address);
     succeed(
         yadokari()
+            .env("DOCKER_AUTH_CONFIG", credentials(&registry.address))
             .args(["build", "--context"])
             .arg(&context)
             .arg("--cache-dir")
@@ -167,4 +196,11 @@ pub(crate) fn registry_with_base() -> (Registry, TempDir, String) {
             .args(["--destination", &base]),
     );
     (registry, directory, base)
+}
+
+/// What a `config.json` says of [`USER`] at a registry.
+pub(crate) fn credentials(registry: &str) -> String {
+    format!(
+        "{{\"auths\":{{\"{registry}\":{{\"username\":\"{USER}\",\"password\":\"{PASSWORD}\"}}}}}}"
+    )
 }

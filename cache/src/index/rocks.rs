@@ -3,16 +3,18 @@
 //! RocksDB admits one writing process, so it is opened for writing only under the
 //! fold lock and only for as long as a fold takes. Readers open it read-only,
 //! which takes no lock, writes nothing (so it works on a read-only mount) and sees
-//! what was there at that moment; when something was folded they open it again.
-//! That was preferred to a secondary instance that catches up: folds are rare,
-//! secondaries need a writable directory of their own and are known to return
-//! overwritten values.
+//! what was there at that moment. What was folded since they read in the log behind
+//! the position of the database, which is a few records; only when that is long, or the
+//! log was replaced, they open the database again. That was preferred to a secondary
+//! instance that catches up: secondaries need a writable directory of their own and are
+//! known to return overwritten values.
 //!
 //! The database is a view of the log and remembers, in the same write, how far it
 //! has come. So writes skip RocksDB's own log and are flushed instead; every
 //! doubt about the database is answered by making it anew at the next fold, and
 //! until then readers use the plain index instead: slower, never a false miss.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -49,18 +51,87 @@ const MOMENT: u64 = 100_000;
 /// How long that of a build waits for one that is due.
 const LONG_MOMENT: u64 = 500_000;
 
+/// Bytes of the log that a reader reads and remembers before it opens the database
+/// again: some thousand records, read in a millisecond.
+const LONG_TAIL: u64 = 1 << 20;
+
 /// Readers race with a writer that replaces files; the next attempt sees the new.
 const ATTEMPTS: usize = 4;
 
 pub(crate) struct Rocks {
     cache: PathBuf,
     path: PathBuf,
-    reader: Option<DB>,
+    reader: Option<Reader>,
     /// Answers while the database cannot be read.
     substitute: Option<Plain>,
     writer: Option<DB>,
     /// One report is enough.
     reported: bool,
+}
+
+/// The database as it was when it was opened, and what the log says since.
+struct Reader {
+    db: DB,
+    /// How far the database had come.
+    opened_at: Position,
+    read_to: Position,
+    /// Where records behind `opened_at` are in the log; `None` if taken back.
+    tail: HashMap<Vec<u8>, Option<(u64, usize)>>,
+    /// Open once the tail has something.
+    log: Option<Log>,
+}
+
+impl Reader {
+    fn new(db: DB, at: Position) -> Self {
+        Self { db, opened_at: at, read_to: at, tail: HashMap::new(), log: None }
+    }
+
+    fn get(&self, index_key: &[u8]) -> Result<Option<Vec<u8>>, Failure> {
+        match (self.tail.get(index_key), &self.log) {
+            (None, _) | (_, None) => Ok(self.db.get(index_key)?),
+            (Some(None), _) => Ok(None),
+            (Some(&Some((offset, length))), Some(log)) => Ok(Some(log.value(offset, length)?)),
+        }
+    }
+
+    /// Reads what was folded since; `false` if opening the database again is better.
+    fn catch_up(&mut self, cache: &Path, notices: &mut Vec<Notice>) -> Result<bool, Failure> {
+        let Some(log) = Log::open(cache)? else { return Ok(false) };
+        let length = log.length()?;
+        let behind = length.checked_sub(self.opened_at.offset);
+        if log.number != self.read_to.log
+            || length < self.read_to.offset
+            || behind.is_none_or(|behind| behind > LONG_TAIL)
+        {
+            return Ok(false);
+        }
+        self.log = Some(log);
+        let Some(log) = &self.log else { return Ok(false) };
+        let (tail, db) = (&mut self.tail, &self.db);
+        self.read_to.offset = log.read(self.read_to.offset, notices, |start, items| {
+            for item in items {
+                match effect(item) {
+                    (name, Effect::Put(value)) => {
+                        let place = (start + item.value_offset as u64, value.len());
+                        tail.insert(name, Some(place));
+                    }
+                    (name, Effect::TakeBack(hashed)) => {
+                        let there = match tail.get(&name) {
+                            Some(&Some((offset, length))) => Some(log.value(offset, length)?),
+                            Some(None) => None,
+                            None => db.get(&name)?,
+                        };
+                        if there.is_some_and(|value| hash(&value) == hashed) {
+                            tail.insert(name, None);
+                        }
+                    }
+                    (_, Effect::Nothing) => {}
+                }
+            }
+            Ok::<(), Failure>(())
+        })?;
+        Ok(true)
+    }
 }
 
 impl Rocks {
@@ -82,15 +153,18 @@ impl Rocks {
     }
 
     /// Opens the database for reading. `Ok(None)` if it is just being made.
-    fn open_reader(&self) -> Result<Option<DB>, rocksdb::Error> {
+    fn open_reader(&self) -> Result<Option<Reader>, rocksdb::Error> {
         let mut attempt = 0;
         loop {
             attempt += 1;
             let opened = DB::open_for_read_only(&options(-1), &self.path, false)
-                .and_then(|db| db.get(POSITION).map(|position| position.map(|_| db)));
+                .and_then(|db| db.get(POSITION).map(|position| (position, db)));
             match opened {
                 // The position comes with the last of the records.
-                Ok(db) => return Ok(db),
+                Ok((position, db)) => {
+                    let at = position.as_deref().and_then(decode);
+                    return Ok(at.map(|at| Reader::new(db, at)));
+                }
                 Err(_) if attempt < ATTEMPTS => {}
                 Err(_) if self.is_first_fold() => return Ok(None),
                 Err(error) => return Err(error),
@@ -222,10 +296,15 @@ impl Rocks {
 
 impl Index for Rocks {
     fn refresh(&mut self, notices: &mut Vec<Notice>) {
+        if let Some(reader) = &mut self.reader
+            && reader.catch_up(&self.cache, notices).unwrap_or(false)
+        {
+            return;
+        }
         self.reader = None;
         match self.open_reader() {
-            Ok(Some(db)) => {
-                self.reader = Some(db);
+            Ok(Some(reader)) => {
+                self.reader = Some(reader);
                 self.substitute = None;
             }
             Ok(None) => self.substitute(notices),
@@ -238,13 +317,23 @@ impl Index for Rocks {
             match reader.get(index_key) {
                 Ok(value) => return value,
                 // A file may have been replaced under us: look with new eyes.
-                Err(_) => self.refresh(notices),
+                Err(_) => {
+                    self.reader = None;
+                    self.refresh(notices);
+                }
             }
         }
         if let Some(reader) = &self.reader {
             match reader.get(index_key) {
                 Ok(value) => return value,
-                Err(error) => self.give_up(&error, notices),
+                Err(Failure::Database(error)) => self.give_up(&error, notices),
+                Err(Failure::Log(error)) => {
+                    notices.push(Notice::Unreadable {
+                        path: self.cache.join("records"),
+                        reason: error.to_string(),
+                    });
+                    return None;
+                }
             }
         }
         self.substitute.as_mut()?.get(index_key, notices)

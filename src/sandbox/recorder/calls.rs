@@ -28,6 +28,8 @@ pub(super) enum LinksBy {
         flag: i32,
         then: Links,
     },
+    /// Flags of open(2): a file that is to be new, or no link, isn't looked for behind one.
+    Open(u8),
     /// `struct open_how`.
     How(u8),
 }
@@ -46,10 +48,20 @@ pub(super) enum Kind {
 /// Which argument of a call says what it changes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Place {
-    Path { directory: Option<u8>, path: u8, links: LinksBy, kind: Kind },
+    Path {
+        directory: Option<u8>,
+        path: u8,
+        links: LinksBy,
+        kind: Kind,
+    },
     Descriptor(u8),
-    Socket { address: u8, length: u8 },
+    Socket {
+        address: u8,
+        length: u8,
+    },
     Root,
+    /// The caller becomes somebody else.
+    User,
     Everything,
 }
 
@@ -71,7 +83,9 @@ pub(super) fn places(call: libc::c_long) -> &'static [Place] {
     use Links::Kept;
     const NO_FOLLOW: i32 = libc::AT_SYMLINK_NOFOLLOW;
     match call {
-        libc::SYS_openat => const { &[path(Some(0), 1, Followed, Entry)] },
+        libc::SYS_openat => {
+            const { &[Place::Path { directory: Some(0), path: 1, links: LinksBy::Open(2), kind: Entry }] }
+        }
         libc::SYS_openat2 => {
             const { &[Place::Path { directory: Some(0), path: 1, links: LinksBy::How(2), kind: Entry }] }
         }
@@ -88,12 +102,9 @@ pub(super) fn places(call: libc::c_long) -> &'static [Place] {
             const { &[path(None, 0, Followed, Entry)] }
         }
         libc::SYS_lsetxattr | libc::SYS_lremovexattr => const { &[path(None, 0, Kept, Entry)] },
-        libc::SYS_ftruncate
-        | libc::SYS_fallocate
-        | libc::SYS_fchmod
-        | libc::SYS_fchown
-        | libc::SYS_fsetxattr
-        | libc::SYS_fremovexattr => const { &[Place::Descriptor(0)] },
+        libc::SYS_fchmod | libc::SYS_fchown | libc::SYS_fsetxattr | libc::SYS_fremovexattr => {
+            const { &[Place::Descriptor(0)] }
+        }
         libc::SYS_fchmodat => const { &[path(Some(0), 1, Followed, Entry)] },
         filter::FCHMODAT2 | libc::SYS_utimensat => const { &[flagged(1, 3, NO_FOLLOW, Kept)] },
         libc::SYS_fchownat => const { &[flagged(1, 4, NO_FOLLOW, Kept)] },
@@ -101,6 +112,14 @@ pub(super) fn places(call: libc::c_long) -> &'static [Place] {
         filter::FILE_SETATTR => const { &[flagged(1, 4, NO_FOLLOW, Kept)] },
         libc::SYS_bind => const { &[Place::Socket { address: 1, length: 2 }] },
         libc::SYS_chroot => const { &[Place::Root] },
+        libc::SYS_setgid
+        | libc::SYS_setregid
+        | libc::SYS_setresgid
+        | libc::SYS_setfsgid
+        | libc::SYS_setuid
+        | libc::SYS_setreuid
+        | libc::SYS_setresuid
+        | libc::SYS_setfsuid => const { &[Place::User] },
         _ => old_places(call),
     }
 }
@@ -112,8 +131,10 @@ fn old_places(call: libc::c_long) -> &'static [Place] {
     use Links::Followed;
     use Links::Kept;
     match call {
-        libc::SYS_open
-        | libc::SYS_creat
+        libc::SYS_open => {
+            const { &[Place::Path { directory: None, path: 0, links: LinksBy::Open(1), kind: Entry }] }
+        }
+        libc::SYS_creat
         | libc::SYS_chmod
         | libc::SYS_chown
         | libc::SYS_utime

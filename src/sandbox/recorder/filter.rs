@@ -7,15 +7,17 @@
 //! | `mkdir(at)`, `mknod(at)`, `unlink(at)`, `rmdir`, `symlink(at)`, `bind` of a unix socket | the entry |
 //! | `rename(at)(2)` | both entries, and all below them if they are directories |
 //! | `link(at)` | both entries |
-//! | `truncate`, `chmod`, `chown`, `utime` and `setxattr` families, by path or descriptor; `ftruncate`, `fallocate` | the file |
+//! | `truncate`; `chmod`, `chown`, `utime` and `setxattr` families, by path or descriptor | the file |
 //! | `mount` family, `open_by_handle_at`, subvolume ioctls of btrfs | everything: the step is walked |
+//! | `setuid`, `setgid` and their kin | that the caller can't be looked into any more |
 //! | the same calls of a 32-bit program | everything: the step is walked |
-//! | `execve(at)`, where no_new_privs is set | whether it needed set-user-ID |
+//! | `execve(at)` | that the caller gets another memory; whether it needed set-user-ID, which no_new_privs takes away |
 //! | `io_uring_setup`, x32 calls | refused with ENOSYS: programs fall back |
 //!
 //! Writes through descriptors and memory maps need no notice: the descriptor was
-//! opened for writing by one of these calls. `write`, `pwrite`, `copy_file_range`,
-//! `splice`, `FICLONE` and whatever else needs such a descriptor are left alone.
+//! opened for writing by one of these calls. `write`, `pwrite`, `ftruncate`, `fallocate`,
+//! `copy_file_range`, `splice`, `FICLONE` and whatever else needs such a descriptor are
+//! left alone.
 
 use libc::c_long;
 use libc::sock_filter;
@@ -59,8 +61,6 @@ pub(super) const NOTED: &[c_long] = &[
     libc::SYS_renameat2,
     libc::SYS_linkat,
     libc::SYS_truncate,
-    libc::SYS_ftruncate,
-    libc::SYS_fallocate,
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
     FCHMODAT2,
@@ -116,6 +116,17 @@ pub(super) const NOTED: &[c_long] = &[
     libc::SYS_open_by_handle_at,
     libc::SYS_setns,
     libc::SYS_chroot,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    // Nobody can be looked into who changed its user or group.
+    libc::SYS_setgid,
+    libc::SYS_setregid,
+    libc::SYS_setresgid,
+    libc::SYS_setfsgid,
+    libc::SYS_setuid,
+    libc::SYS_setreuid,
+    libc::SYS_setresuid,
+    libc::SYS_setfsuid,
 ];
 
 /// The same for 32-bit programs on x86-64, by number (`asm/unistd_32.h`), and
@@ -131,14 +142,14 @@ const NOTED_I386: &[u32] = &[
 ];
 
 /// Offsets in `struct seccomp_data`; low halves of arguments (little endian).
-const NUMBER_AT: u32 = 0;
-const ARCH_AT: u32 = 4;
-const fn argument_at(index: u32) -> u32 {
+pub(super) const NUMBER_AT: u32 = 0;
+pub(super) const ARCH_AT: u32 = 4;
+pub(super) const fn argument_at(index: u32) -> u32 {
     16 + 8 * index
 }
 
-const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
-const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
+pub(super) const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+pub(super) const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
 const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
 fn instruction(code: u32, k: u32, on_true: u8, on_false: u8) -> sock_filter {
@@ -146,17 +157,23 @@ fn instruction(code: u32, k: u32, on_true: u8, on_false: u8) -> sock_filter {
     sock_filter { code, jt: on_true, jf: on_false, k }
 }
 
-fn load(offset: u32) -> sock_filter {
+pub(super) fn load(offset: u32) -> sock_filter {
     instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset, 0, 0)
 }
 
-fn answer(action: u32) -> sock_filter {
+pub(super) fn answer(action: u32) -> sock_filter {
     instruction(libc::BPF_RET | libc::BPF_K, action, 0, 0)
 }
 
 /// Skips the next `skip` instructions unless the accumulator is `value`.
-fn unless_equal(value: u32, skip: u8) -> sock_filter {
+pub(super) fn unless_equal(value: u32, skip: u8) -> sock_filter {
     instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, 0, skip)
+}
+
+/// Skips the instruction after these if the accumulator is one of `values`.
+pub(super) fn unless_one_of(values: [u32; 2]) -> [sock_filter; 2] {
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    [instruction(equal, values[0], 2, 0), instruction(equal, values[1], 1, 0)]
 }
 
 /// Skips the next instruction unless the accumulator has one of `bits`.
@@ -164,18 +181,18 @@ fn unless_any(bits: u32) -> sock_filter {
     instruction(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, bits, 0, 1)
 }
 
-fn jump(length: usize) -> sock_filter {
+pub(super) fn jump(length: usize) -> sock_filter {
     let length = u32::try_from(length).expect("a few hundred");
     instruction(libc::BPF_JMP | libc::BPF_JA, length, 0, 0)
 }
 
-fn number(call: c_long) -> u32 {
+pub(super) fn number(call: c_long) -> u32 {
     u32::try_from(call).expect("system call numbers are small")
 }
 
-/// Assembles the filter; with `executions`, it notes `execve` as well.
-pub(super) fn program(executions: bool) -> Vec<sock_filter> {
-    let mut blocks = vec![(NATIVE, native(executions))];
+/// Assembles the filter.
+pub(super) fn program() -> Vec<sock_filter> {
+    let mut blocks = vec![(NATIVE, native())];
     #[cfg(target_arch = "x86_64")]
     blocks.push((I386, i386()));
     let mut program = vec![load(ARCH_AT)];
@@ -190,7 +207,7 @@ pub(super) fn program(executions: bool) -> Vec<sock_filter> {
     program
 }
 
-fn native(executions: bool) -> Vec<sock_filter> {
+fn native() -> Vec<sock_filter> {
     let mut block = vec![load(NUMBER_AT)];
     #[cfg(target_arch = "x86_64")]
     {
@@ -217,9 +234,7 @@ fn native(executions: bool) -> Vec<sock_filter> {
     block.push(answer(ALLOW));
     block.push(unless_equal(number(libc::SYS_io_uring_setup), 1));
     block.push(answer(ENOSYS));
-    let executing = [libc::SYS_execve, libc::SYS_execveat];
-    let executing = executing.iter().filter(|_| executions);
-    for call in NOTED.iter().chain(executing) {
+    for call in NOTED {
         block.push(unless_equal(number(*call), 1));
         block.push(answer(NOTIFY));
     }
@@ -241,12 +256,20 @@ fn i386() -> Vec<sock_filter> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    /// Runs the filter as the kernel would.
+    /// Runs a filter as the kernel would.
     fn judge(arch: u32, call: u32, arguments: [u32; 6]) -> u32 {
-        let program = program(true);
+        judge_with(&program(), arch, call, arguments)
+    }
+
+    pub(in super::super) fn judge_with(
+        program: &[sock_filter],
+        arch: u32,
+        call: u32,
+        arguments: [u32; 6],
+    ) -> u32 {
         let (mut at, mut accumulator) = (0_usize, 0_u32);
         loop {
             let step = program[at];

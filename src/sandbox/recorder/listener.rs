@@ -53,16 +53,19 @@ struct Answer {
 /// EACCES or EPERM where a profile forbids it, EBUSY where somebody else listens
 /// already, EINVAL on a kernel before 5.0.
 pub(in super::super) fn install() -> io::Result<(OwnedFd, bool)> {
-    match install_filter(false) {
+    match install_program(filter::program()) {
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => {}
         other => return other.map(|listener| (listener, false)),
     }
     rustix::thread::set_no_new_privs(true)?;
-    install_filter(true).map(|listener| (listener, true))
+    install_program(filter::program()).map(|listener| (listener, true))
 }
 
-fn install_filter(no_new_privileges: bool) -> io::Result<OwnedFd> {
-    let mut program = filter::program(no_new_privileges);
+/// Installs a filter that asks; gives the descriptor that notices come from.
+///
+/// # Errors
+/// As [`install`].
+pub(super) fn install_program(mut program: Vec<libc::sock_filter>) -> io::Result<OwnedFd> {
     let length = u16::try_from(program.len()).expect("the kernel takes 4096 instructions");
     let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
     let listen = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;

@@ -9,9 +9,12 @@
 //! anything since isn't open to anybody without `CAP_SYS_PTRACE`.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
 
 use rustix::fs::AtFlags;
 use rustix::fs::CWD;
@@ -32,6 +35,71 @@ pub(super) enum Unreadable {
     Process(String),
     /// The call changes what can't be named; says how.
     Call(String),
+}
+
+/// Memories of processes that were opened before. `/proc/PID/mem` stays open on the
+/// memory that the process had then, so one is forgotten when its process executes
+/// something, and after [`FRESH`]: process ids come round again, but not that soon.
+///
+/// That of a process which is about to change its user is *kept*: nobody may open it
+/// afterwards. Whoever has the id later has another memory, and one that nobody has any
+/// more reads as empty.
+#[derive(Debug, Default)]
+pub(super) struct Memories {
+    open: HashMap<u32, (OwnedFd, Instant)>,
+    kept: HashMap<u32, OwnedFd>,
+    /// Whether executions are noticed; nothing is left open before one was.
+    sees_executions: bool,
+}
+
+/// How long an open memory is used.
+const FRESH: Duration = Duration::from_millis(50);
+
+/// How many memories are left open.
+const OPEN: usize = 32;
+
+impl Memories {
+    /// `caller` is about to get another memory, and if it is a thread its leader's id.
+    pub(super) fn forget(&mut self, caller: &Caller) {
+        self.sees_executions = true;
+        self.kept.remove(&caller.pid);
+        self.open.clear();
+    }
+
+    /// `caller` is about to change its user or group.
+    pub(super) fn keep(&mut self, caller: &Caller) {
+        if self.sees_executions
+            && let Ok(memory) = caller.look(|| caller.open_memory())
+        {
+            self.kept.insert(caller.pid, memory);
+        }
+    }
+
+    /// Does `body` with the memory of `caller`; with a fresh one if it finds nothing in
+    /// one that was open.
+    fn with<T>(
+        &mut self,
+        caller: &Caller,
+        mut body: impl FnMut(&OwnedFd) -> rustix::io::Result<Option<T>>,
+    ) -> Result<Option<T>, Unreadable> {
+        let kept = self.kept.get(&caller.pid);
+        let open = self.open.get(&caller.pid).filter(|(_, since)| since.elapsed() < FRESH);
+        for memory in open.map(|(memory, _)| memory).into_iter().chain(kept) {
+            if let Ok(Some(found)) = body(memory) {
+                return Ok(Some(found));
+            }
+        }
+        // Whether we may look is asked when it is opened.
+        let memory = caller.look(|| caller.open_memory())?;
+        let found = body(&memory).map_err(|errno| caller.failed(errno))?;
+        if self.sees_executions {
+            if self.open.len() >= OPEN {
+                self.open.clear();
+            }
+            self.open.insert(caller.pid, (memory, Instant::now()));
+        }
+        Ok(found)
+    }
 }
 
 /// A thread that makes a call, by its id in our pid namespace.
@@ -77,8 +145,7 @@ impl Caller {
 
     /// Effective user and group.
     pub(super) fn ids(&self) -> Result<(u32, u32), Unreadable> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))
-            .map_err(|error| Unreadable::Call(format!("a process is gone: {error}")))?;
+        let status = self.status()?;
         let effective = |field: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(field));
             line.and_then(|line| line.split_whitespace().nth(1)).and_then(|id| id.parse().ok())
@@ -90,31 +157,40 @@ impl Caller {
     }
 
     /// `length` bytes of its memory at `address`; fewer where there are no more.
-    pub(super) fn memory(&self, address: u64, length: usize) -> Result<Vec<u8>, Unreadable> {
-        self.look(|| {
-            let memory = self.open_memory()?;
+    pub(super) fn memory(
+        &self,
+        memories: &mut Memories,
+        address: u64,
+        length: usize,
+    ) -> Result<Vec<u8>, Unreadable> {
+        let bytes = memories.with(self, |memory| {
             let mut bytes = vec![0; length];
-            let count = read_at(&memory, &mut bytes, address)?;
+            let count = read_at(memory, &mut bytes, address)?;
             bytes.truncate(count);
-            Ok(bytes)
-        })
+            Ok((count > 0).then_some(bytes))
+        })?;
+        Ok(bytes.unwrap_or_default())
     }
 
     /// The C string at `address`; empty if there is none: the call will fail.
-    pub(super) fn string(&self, address: u64) -> Result<Vec<u8>, Unreadable> {
-        self.look(|| {
-            let memory = self.open_memory()?;
+    pub(super) fn string(
+        &self,
+        memories: &mut Memories,
+        address: u64,
+    ) -> Result<Vec<u8>, Unreadable> {
+        let text = memories.with(self, |memory| {
             for length in [USUAL, LONGEST] {
                 let mut bytes = vec![0; length];
-                let count = read_at(&memory, &mut bytes, address)?;
+                let count = read_at(memory, &mut bytes, address)?;
                 bytes.truncate(count);
                 if let Some(end) = bytes.iter().position(|&byte| byte == 0) {
                     bytes.truncate(end);
-                    return Ok(bytes);
+                    return Ok(Some(bytes));
                 }
             }
-            Ok(Vec::new())
-        })
+            Ok(None)
+        })?;
+        Ok(text.unwrap_or_default())
     }
 
     fn open_memory(&self) -> rustix::io::Result<OwnedFd> {
@@ -132,24 +208,59 @@ impl Caller {
         self.link("cwd")
     }
 
-    /// What a descriptor is open on; `None` if it isn't open.
-    pub(super) fn descriptor(&self, descriptor: i32) -> Result<Option<Vec<u8>>, Unreadable> {
-        let path = format!("/proc/{}/fd/{descriptor}", self.pid);
-        self.look(|| match rustix::fs::readlinkat(CWD, Path::new(&path), Vec::new()) {
+    /// The entry of a descriptor in `/proc`.
+    pub(super) fn descriptor(&self, descriptor: i32) -> String {
+        format!("/proc/{}/fd/{descriptor}", self.pid)
+    }
+
+    /// The entry in `/proc` that `who` (`self`, or a number) means to it.
+    pub(super) fn entry(&self, who: &[u8]) -> Option<String> {
+        match who {
+            b"self" | b"thread-self" => Some(format!("/proc/{}", self.pid)),
+            number => {
+                let number: u32 = std::str::from_utf8(number).ok()?.parse().ok()?;
+                Some(format!("/proc/{number}"))
+            }
+        }
+    }
+
+    /// What a link of `/proc` leads to; `None` if there is none.
+    pub(super) fn target(&self, link: &str) -> Result<Option<Vec<u8>>, Unreadable> {
+        self.look(|| match rustix::fs::readlinkat(CWD, Path::new(link), Vec::new()) {
             Ok(target) => Ok(Some(target.into_bytes())),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno),
         })
     }
 
-    /// Whether the file behind a descriptor has a name left.
-    pub(super) fn has_names(&self, descriptor: i32) -> Result<bool, Unreadable> {
-        let path = format!("/proc/{}/fd/{descriptor}", self.pid);
-        self.look(|| match rustix::fs::statat(CWD, Path::new(&path), AtFlags::empty()) {
+    /// Whether the file behind a link of `/proc` has a name left.
+    pub(super) fn has_names(&self, link: &str) -> Result<bool, Unreadable> {
+        self.look(|| match rustix::fs::statat(CWD, Path::new(link), AtFlags::empty()) {
             Ok(stat) => Ok(stat.st_nlink > 0),
             Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(errno),
         })
+    }
+
+    /// Its effective user, if it has no capability: it may change attributes of files
+    /// that are its own.
+    pub(super) fn plain_user(&self) -> Result<Option<u32>, Unreadable> {
+        let status = self.status()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let has_none = line.is_some_and(|set| set.trim().bytes().all(|digit| digit == b'0'));
+        Ok(if has_none { Some(self.ids()?.0) } else { None })
+    }
+
+    /// Whether no_new_privs is set: set-user-ID programs give it nothing.
+    pub(super) fn gets_no_privileges(&self) -> Result<bool, Unreadable> {
+        let status = self.status()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("NoNewPrivs:"));
+        Ok(line.is_none_or(|value| value.trim() != "0"))
+    }
+
+    fn status(&self) -> Result<String, Unreadable> {
+        std::fs::read_to_string(format!("/proc/{}/status", self.pid))
+            .map_err(|error| Unreadable::Call(format!("a process is gone: {error}")))
     }
 
     /// Whether its root directory is ours.
