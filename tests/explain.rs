@@ -383,8 +383,9 @@ fn the_mode_of_a_mounted_directory_is_seen_by_the_key() {
     bench.write("Dockerfile", dockerfile);
     let mode = |mode: &str| format!("--build-arg=MODE={mode}");
     bench.steps(&[&mode("755")]);
+    // Stages begin at once, so either may be told first.
     let said = bench.steps(&[&mode("700")]);
-    assert_eq!(said[1], "d: mode 0755 → 0700");
+    assert!(said.iter().any(|said| said == "d: mode 0755 → 0700"), "{said:?}");
     assert_eq!(bench.file("/mode").content, b"700\n");
 }
 
