@@ -7,6 +7,9 @@
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "support/both.rs"]
 mod both;
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "support/mapper.rs"]
+mod mapper;
 
 use std::fs;
 use std::fs::File;
@@ -27,6 +30,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use both::Guard;
+use mapper::Mapper;
 use rustix::fs::CWD;
 use rustix::fs::FallocateFlags;
 use rustix::fs::RenameFlags;
@@ -269,14 +273,12 @@ fn a_large_file_survives_random_writes_truncation_and_remounts() {
 fn shared_writable_mappings_reach_the_log() {
     let Some(mut mounted) = Mounted::over(vec![base(&[("f", &[7; 10_000])])]) else { return };
     let mut walk = mounted.mark();
-    let file = OpenOptions::new().read(true).write(true).open(mounted.at("f")).unwrap();
-    // SAFETY: nobody else changes the file while it is mapped.
-    let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
-    map[5000..5004].copy_from_slice(b"MMAP");
+    let mut mapper = Mapper::start();
+    mapper.write(&mounted.at("f"), &[(5000, b"MMAP".to_vec())]).unwrap();
     // The page stays with the kernel until it is asked for.
     let set = mounted.changes(&mut walk);
     assert_eq!(set.changes.len(), 1);
-    drop((map, file));
+    mapper.forget().unwrap();
     mounted.remount();
     assert_eq!(&read(&mounted.at("f"))[4999..5005], b"\x07MMAP\x07");
 }

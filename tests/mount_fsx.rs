@@ -9,6 +9,8 @@
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "support/both.rs"]
 mod both;
+#[path = "support/mapper.rs"]
+mod mapper;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "support/random.rs"]
 mod random;
@@ -18,8 +20,10 @@ use std::fs::File;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::path::PathBuf;
 
 use both::Both;
+use mapper::Mapper;
 use random::Random;
 use rustix::fs::FallocateFlags;
 
@@ -38,6 +42,8 @@ fn open(path: &Path) -> File {
 /// The file, and the bytes that it must have.
 struct Exercised {
     file: File,
+    path: PathBuf,
+    mapper: Mapper,
     bytes: Vec<u8>,
     random: Random,
     /// What was done last, for whoever looks for a fault.
@@ -99,20 +105,20 @@ impl Exercised {
             52..66 => {
                 let Some(range) = self.within() else { return };
                 let bytes = self.random.bytes(range.len());
-                // SAFETY: nobody else has the file, and it isn't cut before the end.
-                let mut map = unsafe { memmap2::MmapMut::map_mut(&self.file) }.unwrap();
-                map[range.clone()].copy_from_slice(&bytes);
                 if self.random.chance(30) {
-                    map.flush().unwrap();
+                    self.mapper.write_and_flush(&self.path, range.start, &bytes).unwrap();
+                } else {
+                    let writes = [(range.start, bytes.clone())];
+                    self.mapper.write(&self.path, &writes).unwrap();
                 }
+                self.mapper.forget().unwrap();
                 self.bytes[range].copy_from_slice(&bytes);
             }
             66..76 => {
                 let Some(range) = self.within() else { return };
-                // SAFETY: as above.
-                let map = unsafe { memmap2::Mmap::map(&self.file) }.unwrap();
-                let same = map[range.clone()] == self.bytes[range];
-                self.check(same, "bytes of a mapping");
+                let same = self.mapper.shows(&self.path, range.start, &self.bytes[range]);
+                self.check(same.unwrap(), "bytes of a mapping");
+                self.mapper.forget().unwrap();
             }
             76..82 => {
                 let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -176,8 +182,14 @@ fn a_file_gives_back_what_was_put_in_whichever_way() {
     println!("YADOKARI_SEED={seed} YADOKARI_OPERATIONS={count}");
     let path = both.ours().join("file");
     let random = Random::new(seed);
-    let mut exercised =
-        Exercised { file: open(&path), bytes: Vec::new(), random, trail: Vec::new() };
+    let mut exercised = Exercised {
+        file: open(&path),
+        path: path.clone(),
+        mapper: Mapper::start(),
+        bytes: Vec::new(),
+        random,
+        trail: Vec::new(),
+    };
     for number in 1..=count {
         exercised.act();
         if number % 500 != 0 {

@@ -25,6 +25,7 @@ mod both;
 mod host;
 #[path = "support/look.rs"]
 mod look;
+#[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "support/mapper.rs"]
 mod mapper;
 #[path = "support/operations.rs"]

@@ -67,6 +67,13 @@ pub(crate) fn options() -> MountOptions {
     MountOptions { transport, ..MountOptions::default() }
 }
 
+const ELSEWHERE: &str = "YADOKARI_ELSEWHERE";
+
+/// Where [`Both::same_elsewhere`] wants the test to work that runs in this process.
+pub(crate) fn elsewhere() -> Option<PathBuf> {
+    std::env::var_os(ELSEWHERE).map(PathBuf::from)
+}
+
 /// A mounted overlay, and a plain directory.
 pub(crate) struct Both {
     pub(crate) overlay: Arc<Overlay>,
@@ -145,6 +152,26 @@ impl Both {
     /// Where the overlay writes to, on the filesystem of the plain directory.
     pub(crate) fn scratch(&self) -> PathBuf {
         self.place.path().join("scratch")
+    }
+
+    /// Has the test `name` begin again in a process of its own for each of the two; it
+    /// finds the place by [`elsewhere`]. For whatever makes mappings: see `mapper.rs`.
+    pub(crate) fn same_elsewhere(&self, name: &str) {
+        for at in [self.ours(), self.plain()] {
+            let program = std::env::current_exe().expect("this program");
+            let output = Command::new(program)
+                .args(["--exact", name, "--nocapture", "--test-threads=1"])
+                .env(ELSEWHERE, &at)
+                .output()
+                .expect("this program");
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(
+                output.status.success() && said.contains("1 passed"),
+                "{}: {said}{}",
+                at.display(),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
     }
 
     /// Does the same in both and demands the same answer.

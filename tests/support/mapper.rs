@@ -18,8 +18,8 @@ use std::process::ChildStdout;
 use std::process::Command;
 use std::process::Stdio;
 
-/// One line in, one line out: a file is mapped and written through; the mapping stays
-/// until the next line.
+/// One line in, one line out: a file is mapped and written through (`put`, `flush`) or
+/// compared (`is`); the mapping stays until the next line.
 const PROGRAM: &str = r"
 import mmap, os, sys
 kept = None
@@ -37,9 +37,16 @@ for line in sys.stdin:
             finally:
                 os.close(fd)
             for word in words[1:]:
-                at, data = word.split(':')
-                data = bytes.fromhex(data)
-                kept[int(at):int(at) + len(data)] = data
+                what, at, data = word.split(':')
+                at, data = int(at), bytes.fromhex(data)
+                if what == 'is':
+                    assert kept[at:at + len(data)] == data
+                else:
+                    kept[at:at + len(data)] = data
+                if what == 'flush':
+                    kept.flush()
+    except AssertionError:
+        answer = 5
     except OSError as error:
         answer = error.errno
     except IndexError:
@@ -72,9 +79,28 @@ impl Mapper {
     pub(crate) fn write(&mut self, path: &Path, writes: &[(usize, Vec<u8>)]) -> io::Result<()> {
         let mut line = hex(path.as_os_str().as_bytes());
         for (at, bytes) in writes {
-            line.push_str(&format!(" {at}:{}", hex(bytes)));
+            line.push_str(&format!(" put:{at}:{}", hex(bytes)));
         }
         self.ask(&line)
+    }
+
+    /// Writes `bytes` through a mapping of the whole file and waits until they are written.
+    pub(crate) fn write_and_flush(
+        &mut self,
+        path: &Path,
+        at: usize,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        self.ask(&format!("{} flush:{at}:{}", hex(path.as_os_str().as_bytes()), hex(bytes)))
+    }
+
+    /// Whether `bytes` are what a mapping shows.
+    pub(crate) fn shows(&mut self, path: &Path, at: usize, bytes: &[u8]) -> io::Result<bool> {
+        let line = format!("{} is:{at}:{}", hex(path.as_os_str().as_bytes()), hex(bytes));
+        match self.ask(&line) {
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(false),
+            other => other.map(|()| true),
+        }
     }
 
     /// Takes the mapping away.
