@@ -119,6 +119,9 @@ impl Watchdog {
                         seconds = longest.as_secs(),
                         "the overlay does not answer a request; its mount is cut off"
                     );
+                    // Before anybody learns of it; and once more, if a request that ends
+                    // by it had the lock.
+                    give_up_the_log(&overlay);
                     cut();
                     give_up_the_log(&overlay);
                     return;
