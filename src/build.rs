@@ -13,6 +13,7 @@ mod cache_dir;
 pub mod call;
 mod client;
 mod delivery;
+mod epoch;
 mod error;
 pub mod explain;
 mod foreign;
@@ -152,7 +153,9 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
     let bases = Bases::new(Arc::new(client), Arc::clone(store));
     let mut plans = Vec::with_capacity(request.platforms.len());
     for platform in &request.platforms {
-        let plan = plan_stages(request, platform, &dockerfile, &bases)?;
+        let mut options = plan_options(request, platform);
+        epoch::resolve(&mut options, request, &dockerfile, &context, &remotes, watch)?;
+        let plan = plan_stages(&options, &dockerfile, &bases)?;
         let steps = survey::lint(&plan, &bases, &ignore, crew)?;
         if plans.is_empty() {
             for name in plan.unused_arguments(steps.values()) {
@@ -246,8 +249,8 @@ impl Ready<'_> {
     fn epoch(&self, plan: &Plan) -> Option<i64> {
         let asked = match plan.source_date_epoch {
             Some(plan::Epoch::At(seconds)) => Some(seconds),
-            Some(plan::Epoch::Context) => self.context.time(),
-            None => None,
+            // Without a time, or nothing said: see `epoch::resolve`.
+            _ => None,
         };
         asked.or(self.request.source_date_epoch)
     }
@@ -422,12 +425,11 @@ fn read_dockerfile(
 /// Plans the stages. Triggers out of base images may name further stages, so bases
 /// are resolved (not fetched) until nothing new turns up.
 fn plan_stages(
-    request: &Request,
-    platform: &Platform,
+    options: &plan::Options,
     dockerfile: &Dockerfile,
     bases: &Bases,
 ) -> Result<Plan, Error> {
-    let mut plan = plan::plan(dockerfile, &plan_options(request, platform))?;
+    let mut plan = plan::plan(dockerfile, options)?;
     let mut seen = Vec::new();
     loop {
         let next = plan.needed.iter().copied().find(|index| !seen.contains(index));

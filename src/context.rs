@@ -30,6 +30,7 @@ pub use dir::Nothing;
 pub use error::Error;
 pub use location::Location;
 pub use location::Place;
+pub use tar::newest;
 
 use crate::path::RootPath;
 use crate::root_dir::Confinement;
@@ -42,7 +43,8 @@ pub struct Context {
     root: Arc<RootDir>,
     /// Removes the unpacked files with the last clone.
     unpacked: Option<Arc<TempDir>>,
-    /// Time of what was fetched, in seconds since 1970: of a commit, or Last-Modified.
+    /// Time of what was fetched, in seconds since 1970: of a commit, Last-Modified, or
+    /// the latest of an archive's files.
     time: Option<i64>,
 }
 
@@ -82,7 +84,7 @@ impl Context {
             Location::Archive(path) => {
                 let file = std::fs::File::open(path)
                     .map_err(|source| Error::Read { path: path.clone(), source })?;
-                Self::unpack(file, &location.to_string(), scratch)
+                Ok(Self::unpack(file, &location.to_string(), scratch)?.with_time(None))
             }
             Location::Stdin => {
                 // A terminal, or `/dev/null` where nothing was piped in: kaniko
@@ -93,13 +95,13 @@ impl Context {
                 if found.stat.kind == crate::tree::Kind::CharDevice {
                     return Err(Error::NothingPiped);
                 }
-                Self::unpack(stdin, &location.to_string(), scratch)
+                Ok(Self::unpack(stdin, &location.to_string(), scratch)?.with_time(None))
             }
         }
     }
 
     /// Unpacks a tar, plain or compressed by gzip or zstd, as [`Context::open`] does.
-    /// `name` is for messages.
+    /// `name` is for messages. Its time is that of its newest file.
     ///
     /// # Errors
     /// As for archives there.
@@ -109,8 +111,8 @@ impl Context {
         let target =
             tempfile::Builder::new().prefix("context-").tempdir_in(scratch).map_err(failed)?;
         let root = RootDir::open(target.path()).map_err(|error| failed(error.into()))?;
-        tar::unpack(archive, name, &root)?;
-        Ok(Self { root: Arc::new(root), unpacked: Some(Arc::new(target)), time: None })
+        let time = tar::unpack(archive, name, &root)?;
+        Ok(Self { root: Arc::new(root), unpacked: Some(Arc::new(target)), time })
     }
 
     /// A context of files that were put into `directory`, which goes with the last clone.
@@ -129,7 +131,7 @@ impl Context {
         Self { time, ..self }
     }
 
-    /// Time of the commit or archive that was fetched; a local directory has none.
+    /// Time of the commit or archive that was fetched; what lies on this machine has none.
     pub fn time(&self) -> Option<i64> {
         self.time
     }

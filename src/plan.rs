@@ -17,6 +17,7 @@
 
 mod copy;
 mod directory;
+mod epoch;
 mod expose;
 mod history;
 mod lint;
@@ -46,7 +47,11 @@ use crate::dockerfile::instruction::Warning;
 use crate::oci::platform::Platform;
 
 use named::Contexts;
+use step::Action;
 
+pub use epoch::Dated;
+pub use epoch::Epoch;
+pub use epoch::SOURCE_DATE_EPOCH;
 pub use mount::parse_size as mount_size;
 pub use scope::Scope;
 pub use stage::Base;
@@ -54,9 +59,6 @@ pub use stage::Stage;
 pub use steps::BaseState;
 pub use steps::Declared;
 pub use steps::Steps;
-
-/// Limits the times of an image.
-const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// What the caller decides about a build.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -89,16 +91,6 @@ impl Options {
             network: step::Network::Default,
         }
     }
-}
-
-/// What SOURCE_DATE_EPOCH says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Epoch {
-    /// Seconds since 1970.
-    At(i64),
-    /// `context`: the time of the build context, if it has one: a repository's commit,
-    /// the Last-Modified of an archive behind a URL.
-    Context,
 }
 
 /// The stages of a Dockerfile and which of them are needed.
@@ -146,7 +138,6 @@ pub fn plan(dockerfile: &Dockerfile, options: &Options) -> Result<Plan, Error> {
     let defaults = platform_args(options, &build_args, stage::target_name(body, options));
     let globals = Globals::read(dockerfile, head, defaults.clone(), &build_args)?;
     let mut warnings = stage::base_warnings(dockerfile, body, head, defaults);
-    let source_date_epoch = source_date_epoch(dockerfile, head, &globals.scope, &build_args)?;
 
     let stages = stage::read(dockerfile, body, &globals, options, &mut warnings)?;
     let target = stage::target(dockerfile, &stages, options.target.as_deref())?;
@@ -155,7 +146,7 @@ pub fn plan(dockerfile: &Dockerfile, options: &Options) -> Result<Plan, Error> {
         target,
         needed: Vec::new(),
         warnings,
-        source_date_epoch,
+        source_date_epoch: None,
         dockerfile: dockerfile.clone(),
         build_args,
         globals: globals.scope,
@@ -163,6 +154,7 @@ pub fn plan(dockerfile: &Dockerfile, options: &Options) -> Result<Plan, Error> {
         network: options.network,
     };
     plan.link()?;
+    plan.source_date_epoch = plan.epoch()?;
     Ok(plan)
 }
 
@@ -338,32 +330,6 @@ fn platform_args(
         scope.set(&name, value);
     }
     scope
-}
-
-fn source_date_epoch(
-    dockerfile: &Dockerfile,
-    head: &[Instruction],
-    globals: &Scope,
-    build_args: &BTreeMap<String, String>,
-) -> Result<Option<Epoch>, Error> {
-    let given = build_args.get(SOURCE_DATE_EPOCH).map(String::as_str);
-    let value = given.or_else(|| globals.get(SOURCE_DATE_EPOCH));
-    match value {
-        None | Some("") => Ok(None),
-        Some("context") => Ok(Some(Epoch::Context)),
-        Some(text) => text.parse().map(|seconds| Some(Epoch::At(seconds))).map_err(|_| {
-            let span = declarations(head)
-                .find(|(_, argument)| argument.name.text == SOURCE_DATE_EPOCH)
-                .map_or_else(Span::default, |(instruction, _)| instruction.span);
-            Error::at(
-                dockerfile,
-                span,
-                format!(
-                    "SOURCE_DATE_EPOCH is `{text}`: whole seconds since 1970 or `context` are expected"
-                ),
-            )
-        }),
-    }
 }
 
 #[cfg(test)]

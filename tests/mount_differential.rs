@@ -2,8 +2,8 @@
 //! random operations on both, the same answers, and after a fresh mount the same
 //! tree. Needs what `tests/mount.rs` needs.
 //!
-//! `YADOKARI_SEED` repeats a run, `YADOKARI_OPERATIONS` makes it longer: a nightly run
-//! does a million.
+//! `YADOKARI_SEED` repeats a run, `YADOKARI_OPERATIONS` makes it longer;
+//! `scripts/nightly` does a million operations.
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "support/both.rs"]

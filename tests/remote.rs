@@ -362,6 +362,73 @@ fn the_time_of_what_was_fetched_can_be_that_of_the_image() {
     }
 }
 
+/// As BuildKit has it: a `--build-context` before a stage, what is remote alone has a time,
+/// and ARG gives the number.
+#[test]
+fn the_time_of_what_a_name_stands_for_can_be_that_of_the_image() {
+    const NEVER: &str = "1970-01-01";
+    let web = Web::start();
+    let dated = vec![("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT".to_owned())];
+    web.put("/dated", Page::File(b"x".to_vec(), dated.clone()));
+    web.put("/plain", Page::File(b"x".to_vec(), Vec::new()));
+    web.put("/a.tar.gz", Page::File(archive(&[("f", "x")]), Vec::new()));
+    let bench = Bench::new("");
+    let other = bench.path("other");
+    fs::create_dir(&other).expect("a directory");
+    let digest = "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
+    let checked = format!("--checksum={digest} {}", web.url("/dated"));
+    let stages = [
+        (web.url("/dated"), Some("1994-11-06T08:49:37Z")),
+        (checked, Some("1994-11-06T08:49:37Z")),
+        (web.url("/a.tar.gz"), Some("2001-09-09T01:46:40Z")),
+        (web.url("/plain"), None),
+    ];
+    for (source, created) in stages {
+        bench.write(&format!(
+            "ARG SOURCE_DATE_EPOCH=Source\nFROM scratch AS source\nARG T=/d/\nADD {source} $T\n\
+             FROM scratch\nARG SOURCE_DATE_EPOCH\nLABEL at=[$SOURCE_DATE_EPOCH]\nCOPY <<E /f\nE\n"
+        ));
+        for _ in 0..2 {
+            let (image, _) = bench.build(&[]);
+            let said = image.config["created"].as_str().expect("a time").to_owned();
+            let label = &image.config["config"]["Labels"]["at"];
+            match created {
+                Some(created) => {
+                    assert_eq!(said, created, "{source}");
+                    let seconds: jiff::Timestamp = created.parse().expect("a time");
+                    assert_eq!(*label, format!("[{}]", seconds.as_second()), "{source}");
+                }
+                None => {
+                    assert!(said.as_str() > "2020" && !said.starts_with(NEVER), "{source}: {said}");
+                    assert_eq!(*label, "[]", "{source}");
+                }
+            }
+        }
+    }
+    bench.write("FROM scratch AS from\nFROM scratch\nCOPY <<E /f\nE\n");
+    let named = |place: &str| {
+        let context = format!("--build-context=from={place}");
+        let (image, _) = bench.build(&[&context, "--build-arg=SOURCE_DATE_EPOCH=from"]);
+        image.config["created"].as_str().expect("a time").to_owned()
+    };
+    assert_eq!(named(&web.url("/a.tar.gz")), "2001-09-09T01:46:40Z");
+    assert!(named(&other.display().to_string()).as_str() > "2020");
+    web.put("/a.tar.gz", Page::File(archive(&[("f", "x")]), dated));
+    assert_eq!(named(&web.url("/a.tar.gz")), "1994-11-06T08:49:37Z");
+    if has_git() {
+        let served = tempfile::tempdir().expect("a directory");
+        Repository::new(served.path(), "r.git").commit(&[("f", "x")]);
+        let daemon = Daemon::start(served.path());
+        let url = daemon.url("r.git");
+        assert_eq!(named(&url), "2001-09-09T01:46:40Z");
+        bench.write(&format!(
+            "FROM scratch AS source\nADD {url} /d\nFROM scratch\nCOPY <<E /f\nE\n"
+        ));
+        let (image, _) = bench.build(&["--build-arg=SOURCE_DATE_EPOCH=source"]);
+        assert_eq!(image.config["created"], "2001-09-09T01:46:40Z");
+    }
+}
+
 // Repositories.
 
 /// A repository with a branch, tags and a submodule's worth of history.

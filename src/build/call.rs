@@ -91,20 +91,21 @@ pub fn ask(request: &Request, question: Question, crew: &Crew<'_>) -> Result<Ans
         super::read_dockerfile(request, request.dockerfile.as_deref(), &context)?;
     let client = LazyClient::new(request.registry.clone(), request.credentials.clone());
     let bases = Bases::new(Arc::new(client), store);
+    let options = super::plan_options(request, &request.platform);
     let said = match question {
         Question::Check => check(request, &dockerfile, &ignore, &bases),
         Question::Outline => {
-            let plan = super::plan_stages(request, &request.platform, &dockerfile, &bases)?;
+            let plan = super::plan_stages(&options, &dockerfile, &bases)?;
             let (steps, _) = survey::place(&plan, &bases, &plan.needed)?;
             Said::Outline(plan.outline(&steps))
         }
         Question::Plan => {
-            let plan = super::plan_stages(request, &request.platform, &dockerfile, &bases)?;
+            let plan = super::plan_stages(&options, &dockerfile, &bases)?;
             let (steps, _) = survey::place(&plan, &bases, &plan.needed)?;
             Said::Plan(planned(request, &plan, &steps))
         }
         Question::Targets => Said::Targets(
-            plan::plan(&dockerfile, &super::plan_options(request, &request.platform))?.targets(),
+            plan::plan(&dockerfile, &options)?.targets(),
         ),
     };
     for notice in cache.take_notices() {
@@ -119,7 +120,8 @@ fn check(request: &Request, dockerfile: &Dockerfile, ignore: &Matcher, bases: &B
         Some(place) => place.render(),
         None => super::chain(error),
     };
-    let plan = match super::plan_stages(request, &request.platform, dockerfile, bases) {
+    let plan = match super::plan_stages(&super::plan_options(request, &request.platform), dockerfile, bases)
+    {
         Ok(plan) => plan,
         Err(error) => return Said::Check(shown(&dockerfile.warnings), Some(told(&error))),
     };

@@ -7,6 +7,7 @@
 //! fetched only when a step has to run.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -28,6 +29,7 @@ use super::request::Request;
 use super::request::Secret;
 use crate::address::GitAddress;
 use crate::address::HttpAddress;
+use crate::context;
 use crate::context::Context;
 use crate::context::Place;
 use crate::fetch;
@@ -40,9 +42,11 @@ use crate::fetch::Http;
 use crate::fetch::Known;
 use crate::fetch::Resolved;
 use crate::fetch::SingleFile;
+use crate::layer::decompress;
 use crate::oci::digest::Digest;
 use crate::path::Name;
 use crate::path::RootPath;
+use crate::plan::step::CopySource;
 use crate::store::Store;
 use crate::tree::Timestamp;
 
@@ -70,8 +74,26 @@ type Asked<T> = Mutex<BTreeMap<String, Arc<Mutex<Option<T>>>>>;
 pub struct RemoteFile {
     /// Of its bytes.
     pub digest: Digest,
-    /// Last-Modified; `None` while it isn't known.
-    modified: Option<Timestamp>,
+    /// What its server said of its time; `None` while it wasn't asked.
+    modified: Option<LastModified>,
+}
+
+/// Last-Modified (RFC 9110, section 5.6.7), if there is one that can be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct LastModified(Option<i64>);
+
+impl LastModified {
+    fn of(header: Option<&str>) -> Self {
+        Self(header.and_then(|text| {
+            let time = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text);
+            time.ok().map(jiff::Timestamp::as_second)
+        }))
+    }
+
+    /// The time of the file that ADD makes: without one 1970, as in BuildKit.
+    fn or_epoch(self) -> Timestamp {
+        Timestamp::seconds(self.0.unwrap_or_default())
+    }
 }
 
 /// Who watches over what is fetched.
@@ -132,7 +154,7 @@ impl Remotes {
         if let Some(checksum) = checksum {
             let modified = known
                 .filter(|record| record.digest == *checksum.as_bytes())
-                .map(|record| modified(record.last_modified.as_deref()));
+                .map(|record| LastModified::of(record.last_modified.as_deref()));
             return Ok(RemoteFile { digest: *checksum, modified });
         }
         let slot = slot(&self.files, address.url.as_str());
@@ -150,7 +172,7 @@ impl Remotes {
                 match self.ask(address, &conditions)? {
                     Answer::Unchanged => RemoteFile {
                         digest: Digest::from_bytes(record.digest),
-                        modified: Some(modified(record.last_modified.as_deref())),
+                        modified: Some(LastModified::of(record.last_modified.as_deref())),
                     },
                     Answer::Body(body) => self.keep(address, body, None, watch)?,
                 }
@@ -171,20 +193,50 @@ impl Remotes {
         file: &RemoteFile,
         watch: Watch<'_>,
     ) -> Result<SingleFile, Error> {
+        let (blob, modified) = self.bytes(address, file, watch)?;
+        let failed = |source| Error::Download { address: address.to_string(), source };
+        SingleFile::new(file_name(address), blob, modified.or_epoch()).map_err(failed)
+    }
+
+    fn bytes(
+        &self,
+        address: &HttpAddress,
+        file: &RemoteFile,
+        watch: Watch<'_>,
+    ) -> Result<(File, LastModified), Error> {
         let stored = match file.modified {
             Some(modified) => self.store.open_blob(&file.digest)?.map(|blob| (blob, modified)),
             None => None,
         };
-        let (blob, modified) = match stored {
-            Some(stored) => stored,
-            None => {
-                let fetched = self.download(address, Some(&file.digest), watch)?;
-                let blob = self.store.open_blob(&file.digest)?.ok_or(Error::Panic)?;
-                (blob, fetched.modified.unwrap_or_default())
+        if let Some(stored) = stored {
+            return Ok(stored);
+        }
+        let fetched = self.download(address, Some(&file.digest), watch)?;
+        let blob = self.store.open_blob(&file.digest)?.ok_or(Error::Panic)?;
+        Ok((blob, fetched.modified.ok_or(Error::Panic)?))
+    }
+
+    /// The time of what an ADD fetches, in seconds since 1970: of a repository that of the
+    /// commit, of a file its Last-Modified, of an archive without one that of its newest file.
+    ///
+    /// # Errors
+    /// Those of fetching it.
+    pub fn time_of(&self, source: &CopySource, watch: Watch<'_>) -> Result<Option<i64>, Error> {
+        match source {
+            CopySource::Http { address, checksum } => {
+                let file = self.file(address, checksum.as_ref(), watch)?;
+                if let Some(LastModified(Some(time))) = file.modified {
+                    return Ok(Some(time));
+                }
+                let (blob, modified) = self.bytes(address, &file, watch)?;
+                Ok(modified.0.or_else(|| newest_in(blob)))
             }
-        };
-        let failed = |source| Error::Download { address: address.to_string(), source };
-        SingleFile::new(file_name(address), blob, modified).map_err(failed)
+            CopySource::Git { address } => {
+                let resolved = self.commit(address, watch)?;
+                Ok(self.check_out(address, &resolved, watch)?.time())
+            }
+            CopySource::Path(_) | CopySource::Inline { .. } => Ok(None),
+        }
     }
 
     fn ask(&self, address: &HttpAddress, known: &Known) -> Result<Answer, Error> {
@@ -248,7 +300,7 @@ impl Remotes {
             last_modified: body.last_modified.clone(),
         };
         self.cache.put(&[(RemoteRecord::BUCKET, url_key(address), record.encode())])?;
-        let modified = modified(body.last_modified.as_deref());
+        let modified = LastModified::of(body.last_modified.as_deref());
         Ok(RemoteFile { digest, modified: Some(modified) })
     }
 
@@ -379,13 +431,15 @@ impl Remotes {
             return Err(Error::Panic); // nothing was known, so it can't be unchanged
         };
         watch.observer.observe(Progress::Note(format!("fetching {address}")));
-        let time = body.last_modified.as_deref().map(|text| modified(Some(text)).seconds);
+        let time = LastModified::of(body.last_modified.as_deref()).0;
         let reader = Stoppable { from: body, watch };
         let context = Context::unpack(reader, &address.to_string(), &self.store.scratch()?);
         if watch.stops() {
             return Err(Error::Interrupted);
         }
-        Ok(context?.with_time(time))
+        let context = context?;
+        let time = time.or(context.time());
+        Ok(context.with_time(time))
     }
 
     /// A context in a repository: `--git` options and kaniko's variables apply.
@@ -466,12 +520,10 @@ fn slot<T>(asked: &Asked<T>, question: &str) -> Arc<Mutex<Option<T>>> {
     Arc::clone(asked.entry(question.to_owned()).or_default())
 }
 
-/// Last-Modified (RFC 9110, section 5.6.7) as a time; without one the epoch, as in
-/// BuildKit.
-fn modified(header: Option<&str>) -> Timestamp {
-    header
-        .and_then(|text| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok())
-        .map_or(Timestamp::seconds(0), |time| Timestamp::seconds(time.as_second()))
+/// The time of the newest file in an archive; `None` if it isn't a tar that can be read
+/// to its end, or holds no file.
+fn newest_in(archive: File) -> Option<i64> {
+    context::newest(decompress::archive_reader(archive).ok()??).ok()?
 }
 
 /// Ends early when the user asks to.
@@ -504,11 +556,11 @@ mod tests {
     #[test]
     fn last_modified_is_a_time_and_its_lack_the_epoch() {
         assert_eq!(
-            modified(Some("Sun, 06 Nov 1994 08:49:37 GMT")),
+            LastModified::of(Some("Sun, 06 Nov 1994 08:49:37 GMT")).or_epoch(),
             Timestamp::seconds(784_111_777)
         );
         for text in [None, Some(""), Some("yesterday")] {
-            assert_eq!(modified(text), Timestamp::seconds(0), "{text:?}");
+            assert_eq!(LastModified::of(text).or_epoch(), Timestamp::seconds(0), "{text:?}");
         }
     }
 

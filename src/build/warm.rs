@@ -29,6 +29,7 @@ use super::base::Base;
 use super::base::BaseLayer;
 use super::base::Bases;
 use super::client::LazyClient;
+use super::epoch;
 use super::remote::Remotes;
 use super::remote::Watch;
 use super::request::Request;
@@ -119,15 +120,14 @@ pub fn warm(warm: &Warm, crew: &Crew<'_>) -> Result<Vec<Warmed>, Error> {
         let planned = super::read_dockerfile(request, Some(name), &context).and_then(
             |(dockerfile, ignore)| {
                 // Every image by itself, whatever becomes of the others.
-                for stage in
-                    plan::plan(&dockerfile, &super::plan_options(request, &request.platform))?
-                        .stages
-                {
+                let mut options = super::plan_options(request, &request.platform);
+                for stage in plan::plan(&dockerfile, &options)?.stages {
                     if let plan::Base::Image(image) = &stage.base {
                         want(image, &stage.platform);
                     }
                 }
-                let plan = super::plan_stages(request, &request.platform, &dockerfile, &bases)?;
+                epoch::resolve(&mut options, request, &dockerfile, &context, &remotes, watch)?;
+                let plan = super::plan_stages(&options, &dockerfile, &bases)?;
                 for (image, platform) in images(&plan, &bases)? {
                     want(&image, &platform);
                 }

@@ -30,15 +30,20 @@ const LONGEST_NAME: usize = 4096;
 /// Permissions of directories that the archive doesn't hold itself.
 const IMPLIED_MODE: u16 = 0o755;
 
-/// Unpacks `archive` into `root`, which is empty.
+/// Unpacks `archive` into `root`, which is empty. Gives the latest time of a regular file,
+/// in seconds since 1970.
 ///
 /// # Errors
 /// Those that name the archive or its entry; `root` is then half full.
-pub(super) fn unpack(archive: impl Read + Send, name: &str, root: &RootDir) -> Result<(), Error> {
+pub(super) fn unpack(
+    archive: impl Read + Send,
+    name: &str,
+    root: &RootDir,
+) -> Result<Option<i64>, Error> {
     let damaged = |source| Error::Archive { archive: name.to_owned(), source };
     let mut archive = Archive::new(decompress::reader(archive).map_err(damaged)?);
     let mut unpacking =
-        Unpacking { archive: name, root, directories: BTreeMap::new(), current: None };
+        Unpacking { archive: name, root, directories: BTreeMap::new(), current: None, newest: None };
     let mut is_empty = true;
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
@@ -53,6 +58,29 @@ pub(super) fn unpack(archive: impl Read + Send, name: &str, root: &RootDir) -> R
     // checksum of a compressed stream stands there.
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(damaged)?;
     unpacking.finish()
+}
+
+/// The latest time of a regular file in `archive`, a plain tar, in seconds since 1970.
+///
+/// # Errors
+/// Those of reading it; a header that says no time.
+pub fn newest(archive: impl Read) -> io::Result<Option<i64>> {
+    let mut newest = None;
+    for entry in Archive::new(archive).entries()? {
+        let mut entry = entry?;
+        let time = modified(&mut entry).map_err(|fault| match fault {
+            Fault::Refused(reason) => io::Error::other(reason),
+            Fault::Failed(error) => error,
+        })?;
+        if is_regular(entry.header().entry_type()) {
+            newest = newest.max(Some(time.seconds));
+        }
+    }
+    Ok(newest)
+}
+
+fn is_regular(kind: EntryType) -> bool {
+    kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse()
 }
 
 /// Why an entry stays out.
@@ -93,6 +121,8 @@ struct Unpacking<'a> {
     directories: BTreeMap<RootPath, (u16, Option<Timestamp>)>,
     /// The directory of the last entry: mostly also that of the next.
     current: Option<(RootPath, Directory)>,
+    /// The latest time of a regular file, in seconds.
+    newest: Option<i64>,
 }
 
 impl Unpacking<'_> {
@@ -112,6 +142,9 @@ impl Unpacking<'_> {
         }
         let path = inner_path(shown)?;
         let mtime = modified(entry)?;
+        if is_regular(kind) {
+            self.newest = self.newest.max(Some(mtime.seconds));
+        }
         // Bits above the permissions say nothing; their meaning left tar long ago.
         let mode = entry.header().mode()? & 0o7777;
         let mode = u16::try_from(mode).unwrap_or(IMPLIED_MODE);
@@ -215,7 +248,7 @@ impl Unpacking<'_> {
     }
 
     /// Gives directories their modes and times, children first.
-    fn finish(self) -> Result<(), Error> {
+    fn finish(self) -> Result<Option<i64>, Error> {
         for (path, (mode, mtime)) in self.directories.iter().rev() {
             let set = || -> Result<(), Fault> {
                 let directory = self.root.open_directory(path, Links::Inside)?;
@@ -226,7 +259,7 @@ impl Unpacking<'_> {
             };
             set().map_err(|fault| self.error(path.as_bytes(), fault))?;
         }
-        Ok(())
+        Ok(self.newest)
     }
 }
 

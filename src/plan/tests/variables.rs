@@ -264,7 +264,50 @@ fn source_date_epoch_is_read_from_build_args_and_globals() {
     assert_eq!(of("FROM i", &[]), None);
     assert_eq!(of("FROM i", &[("SOURCE_DATE_EPOCH", "17")]), Some(Epoch::At(17)));
     assert_eq!(of("ARG SOURCE_DATE_EPOCH=5\nFROM i", &[]), Some(Epoch::At(5)));
-    assert_eq!(of("FROM i", &[("SOURCE_DATE_EPOCH", "context")]), Some(Epoch::Context));
+    let context = Some(Epoch::Of(Dated::Context));
+    assert_eq!(of("FROM i", &[("SOURCE_DATE_EPOCH", "context")]), context);
     assert_eq!(of("ARG SOURCE_DATE_EPOCH=5\nFROM i", &[("SOURCE_DATE_EPOCH", "")]), None);
     assert!(epoch("FROM i", &[("SOURCE_DATE_EPOCH", "soon")]).is_err());
+}
+
+#[test]
+fn source_date_epoch_may_be_a_stage_with_one_remote_add() {
+    let epoch = |text: &str| {
+        let text = format!("{text}\nFROM i");
+        let planned = try_plan(&text, &with_args(&[("SOURCE_DATE_EPOCH", "Src")]));
+        planned.map(|plan| plan.source_date_epoch).map_err(|error| error.to_string())
+    };
+    let found = epoch("FROM scratch AS src\nARG A=a\nADD https://h/$A /").expect("a source");
+    let Some(Epoch::Of(Dated::Source(CopySource::Http { address, checksum: None }))) = found else {
+        panic!("{found:?}");
+    };
+    assert_eq!(address.url.as_str(), "https://h/a");
+    let found = epoch("FROM scratch AS src\nADD https://h/r.git#v1 /").expect("a source");
+    assert!(matches!(found, Some(Epoch::Of(Dated::Source(CopySource::Git { .. })))));
+    for (text, what) in [
+        ("FROM i AS src\nADD https://h/a /", "doesn't start from scratch"),
+        ("FROM scratch AS src", "has no ADD"),
+        ("FROM scratch AS src\nADD https://h/a /\nADD https://h/b /", "has a second ADD"),
+        ("FROM scratch AS src\nADD https://h/a https://h/b /", "what it adds isn't remote"),
+        ("FROM scratch AS src\nADD a /", "what it adds isn't remote"),
+        ("FROM scratch AS src\nADD https://h/a /\nENV a=b", "does more than to ADD"),
+        ("FROM scratch AS scr\nADD https://h/a /", "did you mean `scr`?"),
+    ] {
+        let error = epoch(text).expect_err(text);
+        assert!(error.contains(what), "{text}: {error}");
+    }
+}
+
+#[test]
+fn source_date_epoch_is_a_build_context_before_a_stage() {
+    let mut contexts = named::Contexts::default();
+    contexts.insert("src", named::NamedContext::Files);
+    contexts.insert("base", named::NamedContext::Image("i".to_owned()));
+    let epoch = |name: &str| {
+        let options = with_args(&[("SOURCE_DATE_EPOCH", name)]);
+        let options = Options { contexts: contexts.clone(), ..options };
+        try_plan("FROM i AS src\nFROM i", &options).expect("valid").source_date_epoch
+    };
+    assert_eq!(epoch("src"), Some(Epoch::Of(Dated::Files("src".to_owned()))));
+    assert_eq!(epoch("base"), Some(Epoch::Of(Dated::Image)));
 }
