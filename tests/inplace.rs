@@ -741,6 +741,58 @@ fn git_and_dpkg_are_recorded() {
     assert!(!told.contains("the whole root was compared"), "{told}");
 }
 
+/// A mount of the container is in no layer, though in another root it would be: what a
+/// step did there is told, and nobody gets the step from the cache.
+#[test]
+fn a_step_that_writes_to_a_mount_of_the_container_is_not_kept() {
+    if !ready() {
+        return;
+    }
+    let (_registry, work, base) = host::registry_with_base();
+    let work = work.path();
+    let context = work.join("mounted");
+    fs::create_dir_all(&context).expect("a directory");
+    let inside = work.join("there");
+    fs::write(
+        context.join("Dockerfile"),
+        format!(
+            "FROM {base}\nRUN mkdir -p {0} && echo a > /a\nRUN mkdir -p {1} && echo b > {1}/b\n\
+             RUN echo c > /c\n",
+            work.display(),
+            inside.display()
+        ),
+    )
+    .expect("a Dockerfile");
+    let cache = work.join("shared-cache");
+    let words = |out: &Path| -> Vec<String> {
+        let words = ["--no-push", "--log-format=text", "--context"].map(str::to_owned);
+        let options = [("--cache-dir", cache.as_path()), ("--oci-layout-path", out)];
+        let options = options
+            .into_iter()
+            .flat_map(|(option, path)| [option.to_owned(), path.display().to_string()]);
+        words.into_iter().chain([context.display().to_string()]).chain(options).collect()
+    };
+    let warning = format!("RUN wrote to {}", inside.display());
+    for _ in 0..2 {
+        let executor = ["/kaniko/executor".to_owned()].into_iter().chain(words(&work.join("out")));
+        let words: Vec<String> = executor.collect();
+        let output = succeed(&mut Container::new(work).command(CAPABILITIES, &[], &words));
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains(&warning), "{told}");
+        fs::remove_dir_all(work.join("out")).expect("a layout");
+    }
+    fs::remove_dir_all(&inside).expect("what the step made");
+    let out = work.join("out");
+    let output = succeed(host::yadokari().args(["build", "--root=overlay"]).args(words(&out)));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(told.matches("CACHED").count(), 2, "{told}");
+    let image = Image::open(&out).flatten();
+    let within = inside.join("b").display().to_string();
+    for path in ["/a", &within, "/c"] {
+        assert!(image.contains_key(path), "{path} is not in the image:\n{told}");
+    }
+}
+
 /// The capabilities that kaniko needs are enough, and what a failed build left isn't
 /// seen by the next one.
 #[test]

@@ -78,7 +78,8 @@ impl Shared<'_> {
         overlay
     }
 
-    /// Runs `run` in the container's root over the table of `overlay`.
+    /// Runs `run` in the container's root over the table of `overlay`. Tells, too, whether
+    /// another root would give the same: not where it met something of this container's own.
     ///
     /// # Errors
     /// The step's own.
@@ -89,13 +90,14 @@ impl Shared<'_> {
         mounts: Vec<Prepared>,
         now: Timestamp,
         output: &mut dyn FnMut(Stream, &[u8]),
-    ) -> Result<Exit, Error> {
+    ) -> Result<(Exit, bool), Error> {
         let walk = match self.request.snapshot {
             SnapshotMode::Log => None,
             SnapshotMode::Walk(mode) => Some(mode),
         };
         self.with_root(|root| {
-            for path in root.hidden(overlay) {
+            let hidden = root.hidden(overlay);
+            for path in &hidden {
                 self.observer.observe(Progress::Warning(format!(
                     "{path} is a mount of this container: RUN sees it instead of what the image                      has there, and what RUN writes there is not in the image"
                 )));
@@ -112,12 +114,18 @@ impl Shared<'_> {
                 conditions: &self.request.conditions,
                 notice: &notice,
             };
-            let exit = step::in_place::run(&mut place, run, mounts, now, output)?;
+            let ran = step::in_place::run(&mut place, run, mounts, now, output)?;
+            if let Some(path) = ran.private.first() {
+                self.observer.observe(Progress::Warning(format!(
+                    "RUN wrote to {path}, which is this container's own: that is not in the image, \
+                     and the step is not kept in the cache"
+                )));
+            }
             let missing = place.root.missing().count();
             if missing > 0 {
                 tracing::debug!(missing, "entries that this container can't have on its disk");
             }
-            Ok(exit)
+            Ok((ran.exit, hidden.is_empty() && ran.private.is_empty()))
         })
     }
 

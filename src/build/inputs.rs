@@ -174,7 +174,8 @@ impl Inputs {
         Ok(())
     }
 
-    /// Does to `root` what `action` says.
+    /// Does to `root` what `action` says. Tells whether the result may be kept for other
+    /// builds.
     ///
     /// # Errors
     /// The step's own.
@@ -185,18 +186,19 @@ impl Inputs {
         root: &Root,
         number: StepNumber,
         now: Timestamp,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         match action {
-            Action::Config | Action::Silent => Ok(()),
+            Action::Config | Action::Silent => {}
             Action::Workdir { path, user } => {
-                Ok(step::workdir::workdir(root.overlay(), path, user, now)?)
+                step::workdir::workdir(root.overlay(), path, user, now)?;
             }
             Action::Copy(_) => {
                 let parts = self.parts;
-                parts.into_iter().try_for_each(|part| part.execute(shared, root, now))
+                parts.into_iter().try_for_each(|part| part.execute(shared, root, now))?;
             }
-            Action::Run(run) => self.execute_run(shared, run, root, number, now),
+            Action::Run(run) => return self.execute_run(shared, run, root, number, now),
         }
+        Ok(true)
     }
 
     fn execute_run(
@@ -206,7 +208,7 @@ impl Inputs {
         root: &Root,
         number: StepNumber,
         now: Timestamp,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         // Unmounted when this goes out of scope, after the process ended.
         let mut views = mounts::Views::default();
         let prepared = mounts::prepare(shared, run, number, &self.binds, &mut views)?;
@@ -229,17 +231,17 @@ impl Inputs {
                 shared.observer.observe(Progress::Output { step: number, stream, bytes });
             }
         };
-        let exit = if shared.is_in_place() {
+        let (exit, is_kept) = if shared.is_in_place() {
             shared.run_in_place(root.overlay(), run, prepared, now, &mut output)?
         } else {
-            step::run::run(&place, run, prepared, now, &mut output)?
+            (step::run::run(&place, run, prepared, now, &mut output)?, true)
         };
         for (stream, bytes) in tail.finish() {
             shared.observer.observe(Progress::Output { step: number, stream, bytes });
         }
         shared.check_interrupted()?;
         match exit {
-            Exit::Code(0) => Ok(()),
+            Exit::Code(0) => Ok(is_kept),
             Exit::Code(code) => Err(Error::RunFailed {
                 command: run.arguments.join(" "),
                 how: format!("exit code: {code}"),

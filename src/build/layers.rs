@@ -116,6 +116,8 @@ pub struct Job {
     pub created: Timestamp,
     /// How long the step took, in milliseconds.
     pub duration_ms: u64,
+    /// Whether it gets a record: another build would make the same.
+    pub is_kept: bool,
     /// Whether the shared cache gets it too.
     pub shared: bool,
     /// Key by the definitions of the stages that it reads.
@@ -346,6 +348,9 @@ impl Workshop {
     /// Puts the step's record under its definition key and its content key, and
     /// leaves its hint. The blob and the layer are durable by now.
     fn record(&self, job: &Job, facts: &LayerFacts) -> Result<(), LayerError> {
+        if !job.is_kept {
+            return Ok(());
+        }
         let mut below = job.base.clone();
         below.extend(wait_all(&job.chain)?.iter().map(|facts| facts.diff_id));
         let content = key::on_chain(&below, &job.keys.hint);

@@ -581,7 +581,7 @@ impl<'a> StageRun<'a> {
             // The table holds half a step.
             self.shared.occupied_by_nobody();
         }
-        executed?;
+        let is_kept = executed?;
 
         let slot: LayerSlot = Arc::new(Slot::default());
         let log: ChangeLog = overlay.log();
@@ -607,6 +607,7 @@ impl<'a> StageRun<'a> {
             fields,
             created: now,
             duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            is_kept,
             shared: self.forced(&step.action).is_none(),
             inferred,
             overlay,

@@ -186,7 +186,8 @@ fn probe_in_place(variable: &dyn Fn(&str) -> Option<String>) -> Result<String, S
         return Err(why.to_owned());
     }
     let sign = signs_of_a_container(variable).unwrap_or_default();
-    let recorder = Recorder::new(Vec::new()).map(Arc::new).map_err(|error| error.to_string())?;
+    let recorder =
+        Recorder::new(Vec::new(), Vec::new()).map(Arc::new).map_err(|error| error.to_string())?;
     let mut process = Process::new("/", ["/proc/self/exe", "version"]);
     process.in_place = Some(InPlace { record: true });
     process.recorder = Some(Arc::clone(&recorder));

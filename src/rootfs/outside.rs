@@ -14,6 +14,9 @@ use crate::path::RootPath;
 /// Directories that are no part of any image, be they mounts or not.
 const ALWAYS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
+/// Mounts of a container that RUN finds in every root, and writes into no image.
+const EVERYWHERE: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+
 /// What a RUN may change without it being in the image, as in kaniko.
 const UNRECORDED: [&str; 2] = ["/etc/mtab", "/tmp/apt-key-gpghome*"];
 
@@ -21,6 +24,8 @@ const UNRECORDED: [&str; 2] = ["/etc/mtab", "/tmp/apt-key-gpghome*"];
 #[derive(Clone, Debug, Default)]
 pub struct Outside {
     places: BTreeSet<RootPath>,
+    /// Those of them that are so in this container alone.
+    private: BTreeSet<RootPath>,
     patterns: Matcher,
     unrecorded: Matcher,
 }
@@ -55,8 +60,7 @@ impl Outside {
         mounts: impl IntoIterator<Item = RootPath>,
         exceptions: &Exceptions,
     ) -> Result<Self, Error> {
-        let mut places: BTreeSet<RootPath> = ALWAYS.iter().filter_map(|path| at(path)).collect();
-        places.extend(mounts);
+        let mut places: BTreeSet<RootPath> = mounts.into_iter().collect();
         for path in &exceptions.own {
             // Where it really is, too: the way there may lead over a link.
             let real = fs::canonicalize(path).ok();
@@ -65,6 +69,14 @@ impl Outside {
                 places.extend(RootPath::clamped(path.as_os_str().as_bytes()));
             }
         }
+        let always: Vec<RootPath> = ALWAYS.iter().filter_map(|path| at(path)).collect();
+        let everywhere: Vec<RootPath> = EVERYWHERE.iter().filter_map(|path| at(path)).collect();
+        let mut private = places.clone();
+        private.remove(&RootPath::root());
+        private.retain(|place| {
+            !everywhere.contains(place) && !always.iter().any(|always| place.starts_with(always))
+        });
+        places.extend(always);
         let var_run = at("/var/run").unwrap_or_default();
         let ignores_var_run = exceptions.ignore_var_run.unwrap_or_else(|| {
             places.iter().any(|place| place.starts_with(&var_run) && *place != var_run)
@@ -77,13 +89,16 @@ impl Outside {
             if path.contains(['*', '?', '[', '\\']) { &mut patterns } else { &mut plain }
                 .push(path.as_str());
         }
-        places.extend(plain.into_iter().filter_map(at));
+        let plain: Vec<RootPath> = plain.into_iter().filter_map(at).collect();
+        private.retain(|place| !plain.iter().any(|ignored| place.starts_with(ignored)));
+        places.extend(plain);
         places.remove(&RootPath::root());
         let matcher = |patterns: Vec<&str>| {
             let relative = patterns.into_iter().map(|pattern| pattern.trim_start_matches('/'));
             Matcher::new(relative).map_err(|error| Error::Pattern(error.to_string()))
         };
-        Ok(Self { places, patterns: matcher(patterns)?, unrecorded: matcher(UNRECORDED.to_vec())? })
+        let (patterns, unrecorded) = (matcher(patterns)?, matcher(UNRECORDED.to_vec())?);
+        Ok(Self { places, private, patterns, unrecorded })
     }
 
     /// Whether `path` is left alone.
@@ -106,6 +121,12 @@ impl Outside {
     /// The paths, without patterns.
     pub fn places(&self) -> impl Iterator<Item = &RootPath> {
         self.places.iter()
+    }
+
+    /// Those of the paths that are this container's own: a mount of it, a directory of the
+    /// builder. In another root they are part of the image.
+    pub fn private(&self) -> impl Iterator<Item = &RootPath> {
+        self.private.iter()
     }
 
     /// This and `more`.
@@ -206,6 +227,19 @@ mod tests {
             23 22 0:22 / /proc rw shared:1 - proc proc rw\n\
             24 22 0:23 /x /with\\040space/\\134a rw - ext4 /dev/sda rw\n";
         assert_eq!(mount_points(table), [path("/proc"), path("/with space/\\a")]);
+    }
+
+    #[test]
+    fn what_only_this_container_has_is_private() {
+        let exceptions = Exceptions {
+            own: vec!["/kaniko".into()],
+            ignored: vec!["/ignored".to_owned()],
+            ignore_var_run: None,
+        };
+        let mounts = ["/", "/proc/x", "/etc/hosts", "/etc/hostname", "/builds", "/ignored/m"];
+        let outside = Outside::new(mounts.map(path), &exceptions).expect("valid");
+        let private: Vec<&RootPath> = outside.private().collect();
+        assert_eq!(private, [&path("/builds"), &path("/etc/hostname"), &path("/kaniko")]);
     }
 
     #[test]

@@ -77,6 +77,9 @@ const MAX_LINKS: u32 = 40;
 /// Directories that are remembered by the string that led there.
 const REMEMBERED: usize = 4096;
 
+/// Entries in private places that are noted: to be told of, not to be looked at.
+const PRIVATE: usize = 8;
+
 /// What a step could have changed.
 #[derive(Clone, Debug, Default)]
 pub struct Recording {
@@ -88,6 +91,9 @@ pub struct Recording {
     pub through_links: BTreeSet<RootPath>,
     /// Entries that were made symbolic links at some time.
     pub links: BTreeSet<RootPath>,
+    /// Some of the entries that were touched in places that are the container's own: what
+    /// happened to them is in no layer, though elsewhere it would be.
+    pub private: BTreeSet<RootPath>,
     /// Users who changed attributes of files of theirs that couldn't be named.
     pub owners: BTreeSet<u32>,
     /// Why the above may be incomplete: the whole tree must be compared.
@@ -105,6 +111,9 @@ pub struct Recorder {
     recording: Mutex<Recording>,
     /// Paths that nobody wants to hear of: what lies there is in no image.
     outside: Vec<RootPath>,
+    /// Paths that are this container's own: what lies there is in no image either, but
+    /// would be if the step ran elsewhere.
+    private: Vec<RootPath>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Readable when the step has to end at once.
     abort: OwnedFd,
@@ -114,11 +123,12 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder that ignores whatever lies at or below `outside`.
+    /// A recorder that ignores whatever lies at or below `outside`, and of what lies at or
+    /// below `private`, and not `outside`, only tells that it was touched.
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new(outside: Vec<RootPath>) -> io::Result<Self> {
+    pub fn new(outside: Vec<RootPath>, private: Vec<RootPath>) -> io::Result<Self> {
         let event = || {
             rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
                 .map_err(io::Error::from)
@@ -126,6 +136,7 @@ impl Recorder {
         Ok(Self {
             recording: Mutex::default(),
             outside,
+            private,
             threads: Mutex::default(),
             abort: event()?,
             stop: event()?,
@@ -604,8 +615,23 @@ impl<'a> Scribe<'a> {
         }
     }
 
-    fn is_outside(&self, path: &RootPath) -> bool {
-        self.recorder.outside.iter().any(|outside| path.starts_with(outside))
+    fn is_outside(&mut self, path: &RootPath) -> bool {
+        if self.recorder.outside.iter().any(|outside| path.starts_with(outside)) {
+            return true;
+        }
+        let Some(place) = self.recorder.private.iter().find(|place| path.starts_with(place)) else {
+            return false;
+        };
+        // `mkdir --parents` tries the way to what it makes.
+        let is_way = path == place && self.is_directory(path);
+        if !is_way && self.recording.private.len() < PRIVATE {
+            self.recording.private.insert(path.clone());
+        }
+        true
+    }
+
+    fn is_directory(&self, path: &RootPath) -> bool {
+        open_directory(&[b"/", path.as_bytes()].concat()).is_ok()
     }
 
     fn enter(&mut self, path: RootPath, kind: Kind) {

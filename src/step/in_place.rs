@@ -55,8 +55,17 @@ pub struct Place<'a> {
     pub notice: &'a dyn Fn(String),
 }
 
-/// Runs `step` and gives back how its process ended. The table then holds what it
-/// changed.
+/// How a RUN ended.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// How its process ended.
+    pub exit: Exit,
+    /// Some of what it touched where the container has something of its own: in another
+    /// root it would be in the layer, here it isn't.
+    pub private: Vec<RootPath>,
+}
+
+/// Runs `step`. The table then holds what it changed.
 ///
 /// # Errors
 /// As [`super::run::run`], and [`Error::Network`].
@@ -66,7 +75,7 @@ pub fn run(
     mounts: Vec<Prepared>,
     now: Timestamp,
     output: &mut dyn FnMut(Stream, &[u8]),
-) -> Result<Exit, Error> {
+) -> Result<Ran, Error> {
     if step.network == Network::None {
         return Err(Error::Network);
     }
@@ -113,9 +122,10 @@ pub fn run(
         if !process.environment.iter().any(|(name, _)| name == "HOME") {
             process.environment.push(("HOME".to_owned(), user.home.clone()));
         }
-        let outside: Vec<RootPath> = place.root.outside().places().cloned().collect();
-        let outside = outside.into_iter().chain(stand_ins.paths().cloned()).collect();
-        let recorder = Recorder::new(outside).map_err(Error::io("make", "a recorder"))?;
+        let private: Vec<RootPath> = place.root.outside().private().cloned().collect();
+        let outside = place.root.outside().places().filter(|path| !private.contains(path));
+        let outside = outside.chain(stand_ins.paths()).cloned().collect();
+        let recorder = Recorder::new(outside, private).map_err(Error::io("make", "a recorder"))?;
         let recorder = Arc::new(recorder);
         process.recorder = Some(Arc::clone(&recorder));
         stand_ins.ready();
@@ -132,7 +142,9 @@ pub fn run(
             spoilt = Some(format!("{program} needs set-user-ID"));
             continue;
         }
-        if !ended.as_ref().is_ok_and(|exit| exit.is_success()) {
+        let private = recording.private.iter().cloned().collect();
+        let ended = ended.map(|exit| Ran { exit, private });
+        if !ended.as_ref().is_ok_and(|ran| ran.exit.is_success()) {
             // Nothing of a step that failed stays, neither here nor for the next build.
             place.root.undo(place.overlay)?;
             return ended;
