@@ -30,6 +30,7 @@
 //! for calls; `session.rs` and `watchdog.rs` for the mount, `transport.rs` for how
 //! requests come, and `wire.rs` (or `fuse.rs`) for what they say.
 
+mod acl;
 mod answer;
 mod content;
 mod device;

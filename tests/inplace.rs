@@ -741,6 +741,53 @@ fn git_and_dpkg_are_recorded() {
     assert!(!told.contains("the whole root was compared"), "{told}");
 }
 
+/// npm of this machine in a context, with what it is made of.
+fn bring_npm(context: &Path) {
+    bring(context, &["node"]);
+    let found = succeed(Command::new("sh").args(["-c", "readlink -f \"$(command -v npm)\""]));
+    let program = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
+    // Debian keeps each of its parts as a package of its own.
+    let shared = Path::new("/usr/share/nodejs");
+    let parts = match program.starts_with(shared) {
+        true => shared,
+        false => program.ancestors().nth(2).expect("npm/bin/npm-cli.js"),
+    };
+    let to = context.join("root").join(parts.strip_prefix("/").expect("absolute"));
+    fs::create_dir_all(to.parent().expect("a parent")).expect("a directory");
+    succeed(Command::new("cp").arg("-a").arg(parts).arg(to));
+    let bin = context.join("root/usr/local/bin");
+    fs::create_dir_all(&bin).expect("a directory");
+    for name in ["npm", "npx"] {
+        let program = program.with_file_name(format!("{name}-cli.js"));
+        std::os::unix::fs::symlink(program, bin.join(name)).expect("a link");
+    }
+}
+
+/// A tree of modules that is installed, taken away and installed again by threads of node:
+/// the scripts of `tests/programs/npm`, offline.
+#[test]
+fn npm_is_recorded() {
+    if !ready() || !host::require_host(&["node", "npm"]) {
+        return;
+    }
+    let (_registry, work, base) = host::registry_with_base();
+    let work = work.path();
+    let context = work.join("npm");
+    fs::create_dir_all(context.join("root")).expect("a directory");
+    bring_npm(&context);
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/npm");
+    succeed(Command::new("cp").arg("-r").arg(scripts).arg(context.join("scripts")));
+    let dockerfile = format!(
+        "FROM {base}\nCOPY root /\nCOPY scripts /scripts\nENV HOME=/mnt/home\n\
+         RUN ln -s /bin/env /usr/bin/env && mkdir -p $HOME\nWORKDIR /mnt\n\
+         RUN sh -e /scripts/lower.sh\nRUN sh -e /scripts/1-ci.sh\nRUN sh -e /scripts/2-change.sh\n"
+    );
+    fs::write(context.join("Dockerfile"), dockerfile).expect("a Dockerfile");
+    let told = build_and_compare(work, "npm");
+    assert!(!told.contains("the whole root was compared"), "{told}");
+    assert!(told.contains("tool says four"), "{told}");
+}
+
 /// A mount of the container is in no layer, though in another root it would be: what a
 /// step did there is told, and nobody gets the step from the cache.
 #[test]

@@ -466,6 +466,67 @@ fn attributes_are_listed_replaced_and_measured() {
     assert_eq!(list(&both.ours()), names.3);
 }
 
+/// The value of an access ACL: tag (include/uapi/linux/posix_acl.h), permissions, id.
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut value = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        value.extend(tag.to_le_bytes());
+        value.extend(permissions.to_le_bytes());
+        value.extend(id.to_le_bytes());
+    }
+    value
+}
+
+/// `cp -p` and `sed -i` give a file its mode that way, whether or not it has an ACL.
+#[test]
+fn an_access_acl_says_the_mode() {
+    use rustix::fs::XattrFlags;
+    const ACCESS: &str = "system.posix_acl_access";
+    const NO_ID: u32 = u32::MAX;
+    let Some(mut both) = Both::new() else { return };
+    let only_mode = [(0x01, 7, NO_ID), (0x04, 5, NO_ID), (0x20, 4, NO_ID)];
+    let with_user =
+        [(0x01, 6, NO_ID), (0x02, 7, NOBODY), (0x04, 0, NO_ID), (0x10, 5, NO_ID), (0x20, 0, NO_ID)];
+    let look = |path: &Path| {
+        let mut value = [0; 100];
+        let length = rustix::fs::getxattr(path, ACCESS, &mut value);
+        let mode = fs::metadata(path).unwrap().mode();
+        (format!("{mode:o}"), length.map(|length| value[..length].to_vec()))
+    };
+    let seen = both.same(|at| {
+        ["file", "directory"].map(|name| {
+            let path = at.join(name);
+            match name {
+                "file" => File::create(&path).map(drop),
+                _ => fs::create_dir(&path),
+            }
+            .unwrap();
+            let chmod = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode));
+            chmod(0o2600).unwrap();
+            let set = |value: &[u8]| {
+                let answer = rustix::fs::setxattr(&path, ACCESS, value, XattrFlags::empty());
+                (answer, look(&path))
+            };
+            let first = [
+                set(&acl(&only_mode)),
+                set(&acl(&with_user)),
+                set(&acl(&only_mode[..2])),
+                set(&acl(&with_user[..3])),
+                set(b"short"),
+            ];
+            chmod(0o731).unwrap();
+            let changed = look(&path);
+            let removed = [(); 2].map(|()| (rustix::fs::removexattr(&path, ACCESS), look(&path)));
+            let again = [set(&acl(&with_user)), set(&acl(&only_mode)), set(&acl(&with_user))];
+            (first, changed, removed, again)
+        })
+    });
+    both.remount();
+    for (name, seen) in ["file", "directory"].iter().zip(seen) {
+        assert_eq!(look(&both.ours().join(name)), seen.3[2].1);
+    }
+}
+
 #[test]
 fn appends_of_several_writers_all_arrive() {
     let Some(mut both) = Both::new() else { return };

@@ -35,9 +35,7 @@ mod random;
 #[path = "support/random_layers.rs"]
 mod random_layers;
 
-use std::fmt::Write as _;
 use std::fs;
-use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -53,7 +51,6 @@ use operations::Done;
 use random::Random;
 use rustix::fs::CWD;
 use rustix::fs::RenameFlags;
-use yadokari::change::Change;
 use yadokari::change::ChangeSet;
 use yadokari::layer;
 use yadokari::layer::LayerIndex;
@@ -66,7 +63,6 @@ use yadokari::snapshot::LogSnapshotter;
 use yadokari::snapshot::Mode;
 use yadokari::snapshot::Snapshotter;
 use yadokari::snapshot::WalkSnapshotter;
-use yadokari::tree::ContentReader;
 use yadokari::tree::Kind;
 use yadokari::tree::Timestamp;
 
@@ -148,36 +144,16 @@ impl Root {
         let Some(walk) = &mut self.walk else { return Ok(set) };
         let walked = walk.changes(before.as_ref(), after.as_ref(), &log);
         let walked = walked.map_err(|error| format!("walk: {error}"))?;
-        let (lines, walked) = (lines(&set), lines(&walked));
-        if lines == walked {
-            return Ok(set);
-        }
-        let mut report = "log and walk differ:\n".to_owned();
-        for line in lines.iter().filter(|line| !walked.contains(line)) {
-            writeln!(report, "log:  {line}").expect("memory");
-        }
-        for line in walked.iter().filter(|line| !lines.contains(line)) {
-            writeln!(report, "walk: {line}").expect("memory");
-        }
-        Err(report)
+        look::compare_sets(("log", &set), ("walk", &walked))?;
+        Ok(set)
     }
 
     /// What the mount shows, if the kernel's caches, the tree and the mount agree.
     fn shown(&mut self) -> Result<View, String> {
-        let mut cached = look::of_directory(&self.at());
+        let cached = look::of_directory(&self.at());
         self.mount();
         let shown = look::of_directory(&self.at());
-        // When one thread asks for the time of a directory while another makes an entry
-        // in it, the kernel may take the answers in the wrong order and keep the old time.
-        for (path, seen) in &mut cached {
-            if seen.stat.is_directory()
-                && let Some(now) = shown.get(path)
-                && seen.stat.mtime <= now.stat.mtime
-            {
-                seen.stat.mtime = now.stat.mtime;
-            }
-        }
-        look::compare(("cached", &cached), ("remounted", &shown))?;
+        look::compare_cached(cached, &shown)?;
         let tree = look::of_tree(self.overlay.tree().as_ref());
         look::compare(("mount", &shown), ("tree", &tree))?;
         look::check_link_counts(&shown)?;
@@ -218,23 +194,6 @@ fn write(set: &ChangeSet) -> (Vec<u8>, Written) {
     let mut tar = Vec::new();
     let written = layer::write(set, &layer::WriteOptions::default(), &mut tar).expect("a layer");
     (tar, written)
-}
-
-/// A set in full, one line for each change.
-fn lines(set: &ChangeSet) -> Vec<String> {
-    let line = |change: &Change| match change {
-        Change::Delete(path) => format!("- {path:?}"),
-        Change::Put(put) => {
-            let digest = put.content.clone().map(|content| {
-                let mut bytes = Vec::new();
-                ContentReader::new(content).read_to_end(&mut bytes).expect("readable");
-                blake3::hash(&bytes)
-            });
-            let (stat, target, capability) = (&put.stat, &put.link_target, &put.capability);
-            format!("+ {:?} {:?} {stat:?} {target:?} {capability:?} {digest:?}", put.path, put.node)
-        }
-    };
-    set.changes.iter().map(line).collect()
 }
 
 /// How the operations of a round are spread.

@@ -95,6 +95,26 @@ impl Overlay {
         Ok(result)
     }
 
+    /// Answers setxattr(2).
+    ///
+    /// # Errors
+    /// The errno to answer with.
+    pub(super) fn answer_setxattr(
+        &self,
+        node: Ino,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+    ) -> Result<(), i32> {
+        let is_mode_changed = self.answer(Operation::SetXattr, |overlay| {
+            overlay.op_setxattr(node, name, value, set_mode(flags)?)
+        })?;
+        if is_mode_changed {
+            self.drop_attributes(node);
+        }
+        Ok(())
+    }
+
     /// Lets the kernel forget the attributes of `node`. A thread that answers a request
     /// may call it.
     pub(super) fn drop_attributes(&self, node: Ino) {

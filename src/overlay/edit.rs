@@ -318,8 +318,8 @@ impl NewNode<'_> {
 impl Table {
     fn set_face(&mut self, ino: Ino, attributes: &Attributes) -> Answer<()> {
         let now = now();
+        self.change_mode(ino, attributes.mode)?;
         let inode = self.inode_mut(ino)?;
-        inode.face.mode = attributes.mode & 0o7777;
         inode.face.uid = attributes.uid;
         inode.face.gid = attributes.gid;
         inode.set_mtime(attributes.mtime, Some(now));

@@ -646,10 +646,8 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: fuser::ReplyEmpty,
     ) {
-        let result = self.answer(Operation::SetXattr, |overlay| {
-            overlay.op_setxattr(ino(node), name.as_bytes(), value, answer::set_mode(flags)?)
-        });
-        reply_empty(reply, result);
+        let result = self.overlay.answer_setxattr(ino(node), name.as_bytes(), value, flags);
+        reply_empty(reply, result.map_err(Errno::from_i32));
     }
 
     fn getxattr(

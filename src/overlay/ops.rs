@@ -11,6 +11,8 @@ mod content;
 use std::sync::Arc;
 
 use super::Overlay;
+use super::acl;
+use super::acl::Acl;
 use super::errno::Answer;
 use super::errno::Fault;
 use super::inode::Attributes;
@@ -179,11 +181,11 @@ impl Overlay {
         if is_file && (change.uid.is_some() || change.gid.is_some() || change.size.is_some()) {
             table.drop_capability(ino)?;
         }
+        if let Some(mode) = change.mode {
+            table.change_mode(ino, mode)?;
+        }
         let inode = table.inode_mut(ino)?;
         let face = &mut inode.face;
-        if let Some(mode) = change.mode {
-            face.mode = mode & 0o7777;
-        }
         let is_owned = change.uid.is_some() || change.gid.is_some();
         if change.mode.is_none() && is_owned && face.kind != Kind::Directory {
             face.mode = without_set_id(face.mode);
@@ -354,14 +356,14 @@ impl Overlay {
         Ok(names)
     }
 
-    /// `SETXATTR`.
+    /// `SETXATTR`; whether the mode is another one now.
     pub(super) fn op_setxattr(
         &self,
         ino: Ino,
         name: &[u8],
         value: &[u8],
         mode: SetMode,
-    ) -> Answer<()> {
+    ) -> Answer<bool> {
         check_attribute(name)?;
         self.table().set_xattr(ino, name, value, mode)
     }
@@ -556,33 +558,75 @@ impl Table {
         Ok(())
     }
 
-    /// Sets an extended attribute.
+    /// Sets an extended attribute; whether the mode is another one now, see `acl.rs`.
     pub(super) fn set_xattr(
         &mut self,
         ino: Ino,
         name: &[u8],
         value: &[u8],
         mode: SetMode,
-    ) -> Answer<()> {
-        let place = self.xattrs(ino)?.binary_search_by(|(key, _)| key.as_slice().cmp(name));
-        match (mode, place) {
-            (SetMode::Create, Ok(_)) => return Err(Fault::Exists),
-            (SetMode::Replace, Err(_)) => return Err(Fault::NoAttribute),
+    ) -> Answer<bool> {
+        if name == acl::ACCESS {
+            return self.set_acl(ino, value);
+        }
+        let is_there = self.xattrs(ino)?.iter().any(|(key, _)| key == name);
+        match (mode, is_there) {
+            (SetMode::Create, true) => return Err(Fault::Exists),
+            (SetMode::Replace, false) => return Err(Fault::NoAttribute),
             _ => {}
         }
         self.touch(ino, true)?;
-        self.change_xattrs(ino, |list| match place {
-            Ok(index) => list[index].1 = value.to_vec(),
-            Err(index) => list.insert(index, (name.to_vec(), value.to_vec())),
-        })?;
+        self.put_xattr(ino, name, value)?;
         self.inode_mut(ino)?.set_ctime(now());
+        Ok(false)
+    }
+
+    /// Sets the access ACL: the mode says it, and what a mode can't say is kept.
+    fn set_acl(&mut self, ino: Ino, value: &[u8]) -> Answer<bool> {
+        let acl = Acl::parse(value).ok_or(Fault::Invalid)?;
+        if acl.is_empty() {
+            return self.remove_xattr(ino, acl::ACCESS).map(|()| false);
+        }
+        self.touch(ino, true)?;
+        if acl.is_only_mode() {
+            self.change_xattrs(ino, |list| list.retain(|(key, _)| key != acl::ACCESS))?;
+        } else {
+            self.put_xattr(ino, acl::ACCESS, value)?;
+        }
+        let inode = self.inode_mut(ino)?;
+        let mode = inode.face.mode & !0o777 | acl.mode();
+        let is_changed = mode != inode.face.mode;
+        inode.face.mode = mode;
+        inode.set_ctime(now());
+        Ok(is_changed)
+    }
+
+    /// Sets the mode, and what an ACL says of it. The node must have been touched.
+    pub(super) fn change_mode(&mut self, ino: Ino, mode: u16) -> Answer<()> {
+        self.inode_mut(ino)?.face.mode = mode & 0o7777;
+        let kept = self.xattrs(ino)?.iter().find(|(name, _)| name == acl::ACCESS);
+        if let Some(mut acl) = kept.and_then(|(_, value)| Acl::parse(value)) {
+            acl.set_mode(mode);
+            self.put_xattr(ino, acl::ACCESS, &acl.to_bytes())?;
+        }
         Ok(())
+    }
+
+    fn put_xattr(&mut self, ino: Ino, name: &[u8], value: &[u8]) -> Answer<()> {
+        self.change_xattrs(ino, |list| {
+            match list.binary_search_by(|(key, _)| key.as_slice().cmp(name)) {
+                Ok(index) => list[index].1 = value.to_vec(),
+                Err(index) => list.insert(index, (name.to_vec(), value.to_vec())),
+            }
+        })
     }
 
     /// Removes an extended attribute.
     pub(super) fn remove_xattr(&mut self, ino: Ino, name: &[u8]) -> Answer<()> {
         if !self.xattrs(ino)?.iter().any(|(key, _)| key == name) {
-            return Err(Fault::NoAttribute);
+            // Every file has the ACL that its mode is.
+            let is_acl = [acl::ACCESS, acl::DEFAULT].contains(&name);
+            return if is_acl { Ok(()) } else { Err(Fault::NoAttribute) };
         }
         self.touch(ino, true)?;
         self.change_xattrs(ino, |list| list.retain(|(key, _)| key != name))?;

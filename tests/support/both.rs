@@ -135,6 +135,13 @@ impl Both {
         self.mount().expect("mounted again");
     }
 
+    /// Mounts an overlay over `lowers` in place of the one that was there.
+    pub(crate) fn start_over(&mut self, lowers: Vec<Lower>) {
+        self.session.take().expect("mounted").unmount().expect("unmounted");
+        self.overlay = Overlay::new(lowers, &self.scratch()).expect("an overlay");
+        self.mount().expect("mounted again");
+    }
+
     pub(crate) fn session(&self) -> &Session {
         self.session.as_ref().expect("mounted")
     }

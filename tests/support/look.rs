@@ -1,5 +1,5 @@
 //! All that a root shows, as a value: through a mount as any program sees it, or
-//! through a [`Tree`].
+//! through a [`Tree`]. And all that a change set says.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,6 +10,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use yadokari::change::Change;
+use yadokari::change::ChangeSet;
 use yadokari::path::Name;
 use yadokari::path::RootPath;
 use yadokari::tree::ContentReader;
@@ -173,6 +175,56 @@ pub(crate) fn compare(left: (&str, &View), right: (&str, &View)) -> Result<(), S
     let count = lines.len();
     lines.truncate(8);
     Err(format!("{count} paths differ:\n{}", lines.join("\n")))
+}
+
+/// Fails if what the kernel had cached isn't what a fresh mount shows.
+pub(crate) fn compare_cached(mut cached: View, shown: &View) -> Result<(), String> {
+    // When one thread asks for the time of a directory while another makes an entry
+    // in it, the kernel may take the answers in the wrong order and keep the old time.
+    for (path, seen) in &mut cached {
+        if seen.stat.is_directory()
+            && let Some(now) = shown.get(path)
+            && seen.stat.mtime <= now.stat.mtime
+        {
+            seen.stat.mtime = now.stat.mtime;
+        }
+    }
+    compare(("cached", &cached), ("remounted", shown))
+}
+
+/// Fails with all changes that are in one set alone, bytes included.
+pub(crate) fn compare_sets(
+    left: (&str, &ChangeSet),
+    right: (&str, &ChangeSet),
+) -> Result<(), String> {
+    let (one, two) = (lines(left.1), lines(right.1));
+    if one == two {
+        return Ok(());
+    }
+    let mut report = format!("{} and {} differ:\n", left.0, right.0);
+    for (name, lines, others) in [(left.0, &one, &two), (right.0, &two, &one)] {
+        for line in lines.iter().filter(|line| !others.contains(line)) {
+            report += &format!("{name}: {line}\n");
+        }
+    }
+    Err(report)
+}
+
+/// A set in full, one line for each change.
+fn lines(set: &ChangeSet) -> Vec<String> {
+    let line = |change: &Change| match change {
+        Change::Delete(path) => format!("- {path:?}"),
+        Change::Put(put) => {
+            let digest = put.content.clone().map(|content| {
+                let mut bytes = Vec::new();
+                ContentReader::new(content).read_to_end(&mut bytes).expect("readable");
+                blake3::hash(&bytes)
+            });
+            let (stat, target, capability) = (&put.stat, &put.link_target, &put.capability);
+            format!("+ {:?} {:?} {stat:?} {target:?} {capability:?} {digest:?}", put.path, put.node)
+        }
+    };
+    set.changes.iter().map(line).collect()
 }
 
 fn kind_of(kind: fs::FileType) -> Kind {

@@ -223,6 +223,31 @@ fn attributes_are_set_listed_and_removed() {
     assert!(matches!(replaced, Err(Fault::NoAttribute)));
 }
 
+/// `tests/mount_fidelity.rs` compares with a disk what a newer kernel lets through.
+#[test]
+fn an_acl_that_is_none_is_refused_and_an_empty_one_removed() {
+    let acl = |entries: &[[u8; 2]]| {
+        let entry = |[tag, permissions]: &[u8; 2]| [*tag, 0, *permissions, 0, 255, 255, 255, 255];
+        [vec![2, 0, 0, 0], entries.iter().flat_map(entry).collect()].concat()
+    };
+    let overlay = over(&[]);
+    let ino = file(&overlay, ROOT, "f");
+    let name = crate::overlay::acl::ACCESS;
+    let set = |value: &[u8]| overlay.op_setxattr(ino, name, value, SetMode::Any);
+    let masked = acl(&[[1, 6], [2, 7], [4, 0], [16, 4], [32, 0]]);
+    assert!(set(&masked).expect("an ACL"));
+    let no_mask = acl(&[[1, 6], [2, 7], [4, 0], [32, 0]]);
+    let (no_owner, bad_tag) = (acl(&[[4, 0], [32, 0]]), acl(&[[1, 6], [4, 0], [32, 0], [3, 0]]));
+    let (bad_bits, cut) = (acl(&[[1, 8], [4, 0], [32, 0]]), &masked[..masked.len() - 1]);
+    for bad in [&no_mask[..], &no_owner, &bad_tag, &bad_bits, cut, b"", &[3, 0, 0, 0]] {
+        assert!(matches!(set(bad), Err(Fault::Invalid)), "{bad:?}");
+    }
+    assert_eq!(overlay.op_getxattr(ino, name).expect("kept"), masked);
+    assert!(!set(&acl(&[])).expect("an empty ACL"));
+    assert!(matches!(overlay.op_getxattr(ino, name), Err(Fault::NoAttribute)));
+    assert_eq!(overlay.op_getattr(ino).expect("there").face.mode, 0o640);
+}
+
 #[test]
 fn names_are_checked() {
     let overlay = over(&[]);

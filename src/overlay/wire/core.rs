@@ -227,9 +227,7 @@ impl Core {
             }
             Request::SetXattr { node, name, value, flags } => {
                 self.doubts.settle(node);
-                empty(overlay.answer(Operation::SetXattr, |overlay| {
-                    overlay.op_setxattr(node, name, value, answer::set_mode(flags)?)
-                }))
+                empty(overlay.answer_setxattr(node, name, value, flags))
             }
             Request::GetXattr { node, name, size } => self.get_xattr(node, name, size),
             Request::ListXattr { node, size } => {
