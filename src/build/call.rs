@@ -104,9 +104,7 @@ pub fn ask(request: &Request, question: Question, crew: &Crew<'_>) -> Result<Ans
             let (steps, _) = survey::place(&plan, &bases, &plan.needed)?;
             Said::Plan(planned(request, &plan, &steps))
         }
-        Question::Targets => Said::Targets(
-            plan::plan(&dockerfile, &options)?.targets(),
-        ),
+        Question::Targets => Said::Targets(plan::plan(&dockerfile, &options)?.targets()),
     };
     for notice in cache.take_notices() {
         crew.observer.observe(Progress::Warning(notice.to_string()));
@@ -120,8 +118,11 @@ fn check(request: &Request, dockerfile: &Dockerfile, ignore: &Matcher, bases: &B
         Some(place) => place.render(),
         None => super::chain(error),
     };
-    let plan = match super::plan_stages(&super::plan_options(request, &request.platform), dockerfile, bases)
-    {
+    let plan = match super::plan_stages(
+        &super::plan_options(request, &request.platform),
+        dockerfile,
+        bases,
+    ) {
         Ok(plan) => plan,
         Err(error) => return Said::Check(shown(&dockerfile.warnings), Some(told(&error))),
     };

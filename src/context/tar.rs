@@ -42,8 +42,13 @@ pub(super) fn unpack(
 ) -> Result<Option<i64>, Error> {
     let damaged = |source| Error::Archive { archive: name.to_owned(), source };
     let mut archive = Archive::new(decompress::reader(archive).map_err(damaged)?);
-    let mut unpacking =
-        Unpacking { archive: name, root, directories: BTreeMap::new(), current: None, newest: None };
+    let mut unpacking = Unpacking {
+        archive: name,
+        root,
+        directories: BTreeMap::new(),
+        current: None,
+        newest: None,
+    };
     let mut is_empty = true;
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;

@@ -13,7 +13,6 @@ use super::named::NamedContext;
 use super::step::CopySource;
 use super::suggest;
 use crate::dockerfile::Error;
-use crate::dockerfile::instruction::Dockerfile;
 use crate::dockerfile::instruction::InstructionKind;
 use crate::dockerfile::instruction::Span;
 

@@ -33,7 +33,7 @@ fn unpacked(bytes: &[u8]) -> Result<TempDir, Error> {
     let outer = TempDir::new().unwrap();
     fs::create_dir(outer.path().join("context")).unwrap();
     let root = RootDir::open(&outer.path().join("context")).unwrap();
-    unpack(bytes, "test.tar", &root).map(|()| outer)
+    unpack(bytes, "test.tar", &root).map(|_| outer)
 }
 
 fn refused(rows: &[Row<'_>]) -> String {

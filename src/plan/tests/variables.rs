@@ -1,6 +1,7 @@
 //! §1.4 and §1.7 of the reference: what a variable is worth where.
 
 use super::*;
+use crate::plan::step::CopySource;
 
 /// (name of the rule, build args, file, value of X in the last RUN)
 type Row =
