@@ -13,6 +13,8 @@ use std::io::BufWriter;
 use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
 use tar::Archive;
@@ -78,15 +80,41 @@ enum Named {
 ///
 /// # Errors
 /// [`Error::Read`] and [`Error::Write`]; [`Error::NotAnArchive`] when the tar holds no
-/// image or several, or layers that its config doesn't name.
-pub fn unpack_archive(path: &Path, directory: &Path, threads: usize) -> Result<(), Error> {
-    Unpacking { path, directory, threads }.unpack()
+/// image or several, or layers that its config doesn't name; [`Error::Interrupted`] soon
+/// after `interrupted` was set.
+pub fn unpack_archive(
+    path: &Path,
+    directory: &Path,
+    threads: usize,
+    interrupted: &AtomicBool,
+) -> Result<(), Error> {
+    let unpacked = Unpacking { path, directory, threads, interrupted }.unpack();
+    match unpacked {
+        Err(_) if interrupted.load(Ordering::Relaxed) => Err(Error::Interrupted),
+        other => other,
+    }
 }
 
 struct Unpacking<'a> {
     path: &'a Path,
     directory: &'a Path,
     threads: usize,
+    interrupted: &'a AtomicBool,
+}
+
+/// A file that can't be read any more once the user asked to stop.
+struct Watched<'a> {
+    file: File,
+    interrupted: &'a AtomicBool,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            return Err(io::Error::other("interrupted"));
+        }
+        self.file.read(buffer)
+    }
 }
 
 impl Unpacking<'_> {
@@ -116,6 +144,12 @@ impl Unpacking<'_> {
         Ok(())
     }
 
+    fn open(&self, path: &Path) -> Result<Watched<'_>, Error> {
+        let unreadable = |source| Error::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(unreadable)?;
+        Ok(Watched { file, interrupted: self.interrupted })
+    }
+
     fn not(&self, reason: String) -> Error {
         Error::NotAnArchive { path: self.path.to_owned(), reason }
     }
@@ -123,8 +157,8 @@ impl Unpacking<'_> {
     /// Unpacks the files of the tar, under names of our own.
     fn names(&self) -> Result<Names, Error> {
         let unreadable = |source| Error::Read { path: self.path.to_owned(), source };
-        let file = File::open(self.path).map_err(unreadable)?;
-        let mut archive = Archive::new(any_reader(file).map_err(unreadable)?);
+        let archive = any_reader(self.open(self.path)?).map_err(unreadable)?;
+        let mut archive = Archive::new(archive);
         let mut named = BTreeMap::new();
         for (number, entry) in archive.entries().map_err(unreadable)?.enumerate() {
             let mut entry = entry.map_err(unreadable)?;
@@ -268,7 +302,7 @@ impl Unpacking<'_> {
             Fault::Write(error) => unwritable(error),
         };
         let media_type = compressed_type(place).map_err(unreadable)?;
-        let mut file = HashingReader::new(File::open(place).map_err(unreadable)?);
+        let mut file = HashingReader::new(self.open(place)?);
         let mut tar = HashingReader::new(any_reader(&mut file).map_err(unreadable)?);
         let Some(media_type) = media_type else {
             let mut written = temporary(blobs).map_err(unwritable)?;

@@ -52,7 +52,7 @@ fn unpacked(archive: &[u8]) -> Result<TempDir, Error> {
     fs::write(&path, archive).unwrap();
     let layout = place.path().join("layout");
     fs::create_dir(&layout).unwrap();
-    unpack_archive(&path, &layout, 2).map(|()| place)
+    unpack_archive(&path, &layout, 2, &AtomicBool::new(false)).map(|()| place)
 }
 
 /// The manifest, and the layers' bytes as they lie there.
