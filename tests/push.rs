@@ -300,3 +300,15 @@ fn an_interrupted_push_leaves_nothing_behind() {
     assert_eq!(code, Some(130), "{told}");
     assert_eq!(left(&scratch), [] as [PathBuf; 0]);
 }
+
+#[test]
+fn a_user_name_that_would_be_cut_is_refused() {
+    let place = tempfile::tempdir().expect("a directory");
+    let mut command = yadokari(place.path());
+    command.args(["login", "--username=me:you", "--password=x", "r.example"]);
+    let output = command.output().expect("the builder");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("must not contain `:`"), "{told}");
+    assert!(!place.path().join("docker").exists());
+}

@@ -129,6 +129,10 @@ pub(super) fn login(flags: &Login) -> ExitCode {
     if password.is_empty() || flags.username.is_empty() {
         return told("error: user name and password must not be empty");
     }
+    // What comes after it would be taken for the password (RFC 7617).
+    if flags.username.contains(':') {
+        return told("error: a user name must not contain `:`");
+    }
     let environment = registry::Environment::read(|name| std::env::var_os(name));
     match registry::login(&environment, &flags.registry, &flags.username, &password) {
         Ok(kept) => {
