@@ -184,9 +184,12 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
     };
     let repo = ready.repo();
     let mut result = ready.attempt(repo.as_ref());
+    // Once cancelled, every further attempt is interrupted, and the reason why forgotten.
+    let may_begin_again =
+        |result: &Result<Report, Error>| result.is_err() && !crew.cancel.is_cancelled();
     for _ in 0..RESTARTS {
         // What was finished hits now; what was lost is missed and made anew.
-        if result.is_err() && store.take_lost() {
+        if may_begin_again(&result) && store.take_lost() {
             crew.observer.observe(Progress::Note(
                 "the cache has lost what it had before: the build begins again".to_owned(),
             ));
@@ -200,7 +203,7 @@ fn build_in(cache_dir: &CacheDir, request: &Request, crew: &Crew<'_>) -> Result<
     {
         return result;
     }
-    if repo.is_lost() && result.is_err() {
+    if repo.is_lost() && may_begin_again(&result) {
         // What was finished hits now; what was believed to be there runs.
         return ready.attempt(None);
     }

@@ -39,9 +39,10 @@ pub mod mounts;
 pub(crate) mod partial;
 pub(crate) mod seal;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -76,6 +77,16 @@ pub struct OpenLayer {
     pub index: Map,
 }
 
+/// Device and inode number: what a file stays while names come and go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId(u64, u64);
+
+impl FileId {
+    fn of(metadata: &Metadata) -> Self {
+        Self(metadata.dev(), metadata.ino())
+    }
+}
+
 /// Contents by digest in one cache directory, and optionally in a second one that
 /// is only read. Shared by threads.
 #[derive(Debug)]
@@ -87,9 +98,9 @@ pub struct Store {
     /// Names of files without a seal that were found good and can't be sealed.
     verified: Mutex<HashSet<String>>,
     notices: Mutex<Vec<Notice>>,
-    /// Names of files that have another digest than they should, and which can't be
-    /// set aside.
-    damaged: Mutex<HashSet<String>>,
+    /// Files that have another digest than they should and can't be set aside, by name.
+    /// Another file of that name may be good.
+    damaged: Mutex<HashMap<String, FileId>>,
     /// Something that was found turned out to be damaged or gone when it was used.
     lost: AtomicBool,
     /// Bytes of contents that this store added.
@@ -239,7 +250,9 @@ impl Store {
                 self.note_use(&path, Seal::of(digest.as_bytes()), &metadata);
                 return Ok(Some(bytes));
             }
-            self.set_aside(&[&path], "it has another digest than its name");
+            if !self.set_file_aside(&metadata, &[&path], OTHER_DIGEST)? {
+                return self.read_small_blob(digest, limit);
+            }
         }
         self.behind.as_ref().map_or(Ok(None), |behind| behind.read_small_blob(digest, limit))
     }
@@ -349,13 +362,14 @@ impl Store {
     fn check_index(&self, name: &str) -> Result<bool, Error> {
         let path = self.directory.join(name);
         let Some(file) = open(&path)? else { return Ok(false) };
+        let metadata = file.metadata().map_err(Error::io("look at", &path))?;
         let bytes = Map::of(&file).map_err(Error::io("map", &path))?;
         match LayerIndex::from_bytes(bytes).and_then(|index| index.verify()) {
             Ok(()) => Ok(true),
-            Err(error) => {
-                self.set_aside(&[&path], &error.to_string());
+            Err(error) if self.set_file_aside(&metadata, &[&path], &error.to_string())? => {
                 Ok(false)
             }
+            Err(_) => self.check_index(name),
         }
     }
 
@@ -496,15 +510,19 @@ impl Store {
             return Ok(true);
         }
         let Some(mut file) = open(&path)? else { return Ok(true) };
+        let metadata = file.metadata().map_err(Error::io("look at", &path))?;
         let found = seal::digest(&mut file).map_err(Error::io("read", &path))?;
         if found == *digest {
             return Ok(true);
         }
         let index = path.with_extension("index");
         let pair: &[&Path] = if name.ends_with(".tar") { &[&index, &path] } else { &[&path] };
-        self.set_aside(pair, "it has another digest than its name");
+        if !self.set_file_aside(&metadata, pair, OTHER_DIGEST)? {
+            return self.recheck(name, digest);
+        }
+        // Where it can't go, only another one under its name will do.
         if path.exists() {
-            lock(&self.damaged).insert(name.to_owned());
+            lock(&self.damaged).insert(name.to_owned(), FileId::of(&metadata));
         }
         Ok(false)
     }
@@ -530,7 +548,7 @@ impl Store {
     fn is_sound(&self, name: &str, digest: &[u8; 32], metadata: &Metadata) -> Result<bool, Error> {
         let seal = Seal::of(digest);
         let path = self.directory.join(name);
-        if lock(&self.damaged).contains(name) {
+        if self.is_damaged(name, metadata) {
             return Ok(false);
         }
         if !seal.is_on(metadata) && !lock(&self.verified).contains(name) {
@@ -543,9 +561,33 @@ impl Store {
         Ok(true)
     }
 
+    /// Whether this very file was found damaged before.
+    fn is_damaged(&self, name: &str, metadata: &Metadata) -> bool {
+        lock(&self.damaged).get(name) == Some(&FileId::of(metadata))
+    }
+
     fn note_use(&self, path: &Path, seal: Seal, metadata: &Metadata) {
         if self.access == Access::ReadWrite {
             seal.used(path, metadata);
+        }
+    }
+
+    /// [`set_aside`](Self::set_aside) for a file that was opened and found damaged.
+    /// `false` if another has its name by now: somebody made the content anew.
+    fn set_file_aside(
+        &self,
+        file: &Metadata,
+        paths: &[&Path],
+        reason: &str,
+    ) -> Result<bool, Error> {
+        let Some(path) = paths.last() else { return Ok(true) };
+        match self.stat(path)? {
+            Some(found) if FileId::of(&found) != FileId::of(file) => Ok(false),
+            Some(_) => {
+                self.set_aside(paths, reason);
+                Ok(true)
+            }
+            None => Ok(true),
         }
     }
 
@@ -607,6 +649,9 @@ impl Store {
         }
     }
 }
+
+/// Why most files are set aside.
+const OTHER_DIGEST: &str = "it has another digest than its name";
 
 /// Path of a blob in the cache directory.
 fn blob_name(digest: &Digest) -> String {

@@ -14,8 +14,12 @@ mod image;
 mod validator;
 
 use std::fs;
+use std::io::Read;
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
@@ -136,7 +140,9 @@ fn layouts_and_archives_are_pushed_whole_after_a_login() {
         format!("oci:{}", at("layout").display()),
         format!("docker-archive:{}:an/image:tag", at("docker.tar").display()),
     ]));
-    for archive in ["oci.tar", "image.tar", "docker.tar"] {
+    // As `docker load` takes it, too.
+    host::succeed(Command::new("gzip").args(["-k", "docker.tar"]).current_dir(&place));
+    for archive in ["oci.tar", "image.tar", "docker.tar", "docker.tar.gz"] {
         let destination = name(&format!("{}:latest", archive.trim_end_matches(".tar")));
         let pushed = push(place.path(), &at(archive), std::slice::from_ref(&destination));
         assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
@@ -179,6 +185,9 @@ fn what_is_no_image_is_refused_and_nothing_is_sent() {
     tar("out.tar", &[("../../../escaped", "x"), ("manifest.json", "[")]);
     let config = r#"{"rootfs":{"type":"layers","diff_ids":["a","b"]}}"#;
     tar("few.tar", &[("manifest.json", r#"[{"Config":"c","Layers":[]}]"#), ("c", config)]);
+    let config = r#"{"rootfs":{"type":"layers","diff_ids":["sha256:00"]}}"#;
+    let manifest = r#"[{"Config":"c","Layers":["l.tar"]}]"#;
+    tar("other.tar", &[("manifest.json", manifest), ("c", config), ("l.tar", "other")]);
     fs::write(at("text"), "this is no tar").expect("a file");
     fs::create_dir(at("directory")).expect("a directory");
     for (path, says) in [
@@ -190,6 +199,7 @@ fn what_is_no_image_is_refused_and_nothing_is_sent() {
         ("away.tar", "`../../c` of its `manifest.json` is not in it"),
         ("out.tar", "`manifest.json` is malformed"),
         ("few.tar", "0 layers and a config for 2"),
+        ("other.tar", "its layer `l.tar` has the diff ID sha256:"),
     ] {
         let seen = registry.seen().len();
         let output = push(place.path(), &at(path), &[format!("{}/xx:1", registry.host())]);
@@ -206,4 +216,99 @@ fn what_is_no_image_is_refused_and_nothing_is_sent() {
     let output = push(place.path(), &at("layout"), &[format!("{}/xx:1", registry.host())]);
     assert_eq!(output.status.code(), Some(1));
     assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
+}
+
+/// A directory for temporary files that can be looked into.
+fn scratch(place: &Path) -> PathBuf {
+    let scratch = place.join("scratch");
+    fs::create_dir_all(&scratch).expect("a directory");
+    scratch
+}
+
+fn left(scratch: &Path) -> Vec<PathBuf> {
+    fs::read_dir(scratch).expect("a directory").map(|entry| entry.expect("it").path()).collect()
+}
+
+#[test]
+fn a_full_temporary_directory_is_named_and_not_the_archive() {
+    let place = tempfile::tempdir().expect("a directory");
+    let scratch = scratch(place.path());
+    // A limit on the size of files stands in for a small disk.
+    let archive = place.path().join("large.tar");
+    let mut tar = tar::Builder::new(fs::File::create(&archive).expect("a file"));
+    let mut header = tar::Header::new_gnu();
+    header.set_size(1 << 20);
+    tar.append_data(&mut header, "l", std::io::repeat(7).take(1 << 20)).expect("appended");
+    tar.finish().expect("finished");
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$@\"", "sh"]);
+    command.arg(yadokari(place.path()).get_program()).env("TMPDIR", &scratch);
+    command.arg("push").arg(&archive);
+    command.args(["--destination", "127.0.0.1:9/xx:1"]);
+    let output = command.output().expect("the builder");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains(&format!("cannot write {}", scratch.display())), "{told}");
+    assert_eq!(left(&scratch), [] as [PathBuf; 0]);
+}
+
+/// Sends SIGTERM, and waits.
+fn terminated(mut child: Child) -> (Option<i32>, String) {
+    let id = i32::try_from(child.id()).expect("a process");
+    let pid = rustix::process::Pid::from_raw(id).expect("a process");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");
+    let mut told = String::new();
+    let mut stderr = child.stderr.take().expect("piped");
+    stderr.read_to_string(&mut told).expect("a pipe");
+    (child.wait().expect("its end").code(), told)
+}
+
+#[test]
+fn an_interrupted_push_leaves_nothing_behind() {
+    let place = built();
+    let scratch = scratch(place.path());
+    let start = |path: &Path, destination: &str| {
+        let mut command = yadokari(place.path());
+        command.env("TMPDIR", &scratch).arg("push").arg(path);
+        command.args(["--destination", destination]);
+        command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the builder")
+    };
+    // While it unpacks: an archive without end.
+    let mut child = start(Path::new("/dev/stdin"), "127.0.0.1:9/xx:1");
+    let mut archive = child.stdin.take().expect("piped");
+    let mut header = tar::Header::new_gnu();
+    header.set_size(4 << 30);
+    header.set_cksum();
+    archive.write_all(header.as_bytes()).expect("written");
+    while left(&scratch).is_empty() {
+        archive.write_all(&[0; 65536]).expect("written");
+    }
+    let writer = std::thread::spawn(move || while archive.write_all(&[0; 65536]).is_ok() {});
+    let (code, told) = terminated(child);
+    writer.join().expect("it ends with its reader");
+    assert_eq!(code, Some(130), "{told}");
+    assert_eq!(left(&scratch), [] as [PathBuf; 0]);
+
+    // While it waits for a registry that says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("an address");
+    let child = start(&place.path().join("image.tar"), &format!("{address}/xx:1"));
+    let connection = silent.accept().expect("a connection");
+    assert_ne!(left(&scratch), [] as [PathBuf; 0]);
+    let (code, told) = terminated(child);
+    drop(connection);
+    assert_eq!(code, Some(130), "{told}");
+    assert_eq!(left(&scratch), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn a_user_name_that_would_be_cut_is_refused() {
+    let place = tempfile::tempdir().expect("a directory");
+    let mut command = yadokari(place.path());
+    command.args(["login", "--username=me:you", "--password=x", "r.example"]);
+    let output = command.output().expect("the builder");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("must not contain `:`"), "{told}");
+    assert!(!place.path().join("docker").exists());
 }

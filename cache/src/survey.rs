@@ -3,7 +3,7 @@
 //!
 //! Both are a collector's work and cost a pass over the log. Builds never do this.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -11,9 +11,10 @@ use std::io::{self, BufWriter, Write};
 use crate::cache::{Cache, RecordName};
 use crate::directory::{Access, sync_directory, unique_name};
 use crate::error::{Error, Notice};
-use crate::frame;
+use crate::frame::{self, Item};
 use crate::index::log::{self, Log, Position};
-use crate::index::{Effect, effect, hash, parts};
+use crate::index::plain::{Places, note_places};
+use crate::index::{Effect, effect, parts};
 use crate::key::Key;
 use crate::spool::Spool;
 
@@ -26,9 +27,6 @@ const FRAME: usize = 256 << 10;
 
 /// What an item costs in a frame besides bucket name and value.
 const ITEM: u64 = 37;
-
-/// Where the living records of a log are: index key to offset and length.
-type Places = HashMap<Vec<u8>, (u64, usize)>;
 
 /// A record as [`Cache::each_record`] shows it.
 #[derive(Debug)]
@@ -103,7 +101,8 @@ impl Cache {
     }
 
     /// Shows the records that were put since, and moves the mark on. One that was in
-    /// the spool before may be shown again.
+    /// the spool before may be shown again; all that ever were in the log, if it is
+    /// damaged behind the mark.
     ///
     /// # Errors
     ///
@@ -123,7 +122,7 @@ impl Cache {
             if log.number != until.log {
                 until = Position { log: log.number, offset: 0 };
             }
-            let shown = log.read(until.offset, &mut notices, |_, items| {
+            let mut show = |_, items: &[Item<'_>]| {
                 for item in items {
                     if let (name, Effect::Put(value)) = effect(item)
                         && let Some((bucket, key)) = parts(&name)
@@ -132,7 +131,12 @@ impl Cache {
                     }
                 }
                 io::Result::Ok(())
-            });
+            };
+            let shown = match log.read_on(until.offset, &mut show) {
+                Ok(None) => log.read(0, &mut notices, show),
+                Ok(Some(end)) => Ok(end),
+                Err(error) => Err(error),
+            };
             until.offset = shown.map_err(Error::io("read", &log.path))?;
         }
         for (name, value) in spool.records() {
@@ -238,24 +242,7 @@ impl Cache {
 /// The living records of a log, and up to where it was read.
 fn living(log: &Log, notices: &mut Vec<Notice>) -> io::Result<(Places, u64)> {
     let mut places = Places::new();
-    let end = log.read(0, notices, |start, items| {
-        for item in items {
-            match effect(item) {
-                (name, Effect::Put(value)) => {
-                    places.insert(name, (start + item.value_offset as u64, value.len()));
-                }
-                (name, Effect::TakeBack(hashed)) => {
-                    if let Some(&(offset, length)) = places.get(&name)
-                        && hash(&log.value(offset, length)?) == hashed
-                    {
-                        places.remove(&name);
-                    }
-                }
-                (_, Effect::Nothing) => {}
-            }
-        }
-        io::Result::Ok(())
-    })?;
+    let end = log.read(0, notices, |start, items| note_places(&mut places, log, start, items))?;
     Ok((places, end))
 }
 

@@ -71,7 +71,8 @@ impl Shared<'_> {
             lowers.collect::<Option<Vec<_>>>().and_then(|lowers| self.overlay(lowers).ok());
         if overlay.is_none() {
             self.observer.observe(Progress::Warning(
-                "the cache has lost layers that an earlier build left in this container's root:                  its files stay there; --pre-cleanup removes them"
+                "the cache has lost layers that an earlier build left in this container's root: \
+                 its files stay there; --pre-cleanup removes them"
                     .to_owned(),
             ));
         }
@@ -99,7 +100,8 @@ impl Shared<'_> {
             let hidden = root.hidden(overlay);
             for path in &hidden {
                 self.observer.observe(Progress::Warning(format!(
-                    "{path} is a mount of this container: RUN sees it instead of what the image                      has there, and what RUN writes there is not in the image"
+                    "{path} is a mount of this container: RUN sees it instead of what the image \
+                     has there, and what RUN writes there is not in the image"
                 )));
             }
             let notice = |text: String| {

@@ -3,8 +3,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use super::Error;
 use super::publish::UPLOADS;
@@ -36,12 +42,18 @@ pub struct Push<'a> {
     pub ignore_immutable_tags: bool,
     /// Threads that compress.
     pub threads: usize,
+    /// Set when the user asks to stop.
+    pub interrupted: &'a AtomicBool,
 }
+
+/// How often [`Push::interrupted`] is looked at during uploads.
+const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Pushes; gives the manifest's or index's digest.
 ///
 /// # Errors
-/// Those of the layout or archive, and the first push's that failed.
+/// Those of the layout or archive, and the first push's that failed;
+/// [`Error::Interrupted`]. Then uploads may still be under way: the process should end.
 pub fn push(push: &Push<'_>, client: &Client) -> Result<Digest, Error> {
     let unreadable = |source| layout::Error::Read { path: push.path.to_owned(), source };
     let found = std::fs::metadata(push.path).map_err(unreadable)?;
@@ -51,42 +63,76 @@ pub fn push(push: &Push<'_>, client: &Client) -> Result<Digest, Error> {
     } else {
         scratch = tempfile::tempdir()
             .map_err(|source| layout::Error::Write { path: std::env::temp_dir(), source })?;
-        layout::unpack_archive(push.path, scratch.path(), push.threads)?;
+        layout::unpack_archive(push.path, scratch.path(), push.threads, push.interrupted).map_err(
+            |error| match error {
+                layout::Error::Interrupted => Error::Interrupted,
+                other => other.into(),
+            },
+        )?;
         scratch.path()
     };
     let layout = Layout::open(directory)?;
-    let top = layout.only()?;
-    if push.check {
-        push.destinations.iter().try_for_each(|place| client.check_push(place))?;
-    }
-    let pusher = Pusher { path: push.path, layout: &layout, client, pushed: Mutex::default() };
-    for destination in push.destinations {
-        match pusher.document(destination, top, MOST_LEVELS) {
-            // The tag is taken, and whoever pushed it first was as good as we.
-            Err(Error::Registry(refused))
-                if push.ignore_immutable_tags && refused.is_immutable_tag() => {}
-            other => other?,
+    let top = layout.only()?.clone();
+    let digest = top.digest;
+    let pusher = Pusher {
+        path: push.path.to_owned(),
+        layout,
+        client: client.clone(),
+        destinations: push.destinations.to_vec(),
+        check: push.check,
+        ignore_immutable_tags: push.ignore_immutable_tags,
+        pushed: Mutex::default(),
+    };
+    // A thread that nobody waits for if the user doesn't: a registry may take long to
+    // answer. It writes no files.
+    let (sender, result) = mpsc::channel();
+    std::thread::spawn(move || sender.send(pusher.run(&top)));
+    loop {
+        match result.recv_timeout(INTERVAL) {
+            Ok(pushed) => return pushed.map(|()| digest),
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::Panic),
+            Err(RecvTimeoutError::Timeout) if push.interrupted.load(Ordering::Relaxed) => {
+                return Err(Error::Interrupted);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
         }
     }
-    Ok(top.digest)
 }
 
-struct Pusher<'a> {
-    path: &'a Path,
-    layout: &'a Layout,
-    client: &'a Client,
+struct Pusher {
+    path: PathBuf,
+    layout: Layout,
+    client: Client,
+    destinations: Vec<Reference>,
+    check: bool,
+    ignore_immutable_tags: bool,
     /// Where each blob went: it can be mounted from there.
     pushed: Mutex<BTreeMap<Digest, Vec<Reference>>>,
 }
 
-impl Pusher<'_> {
+impl Pusher {
+    fn run(&self, top: &Descriptor) -> Result<(), Error> {
+        if self.check {
+            self.destinations.iter().try_for_each(|place| self.client.check_push(place))?;
+        }
+        for destination in &self.destinations {
+            match self.document(destination, top, MOST_LEVELS) {
+                // The tag is taken, and whoever pushed it first was as good as we.
+                Err(Error::Registry(refused))
+                    if self.ignore_immutable_tags && refused.is_immutable_tag() => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
     /// A manifest or an index, after everything that it names.
     fn document(&self, place: &Reference, entry: &Descriptor, levels: u32) -> Result<(), Error> {
         let bytes = self.layout.document(entry)?;
         match parse_manifest(&bytes, &entry.media_type)? {
             Document::Manifest(manifest) => self.blobs(place, &manifest)?,
             Document::Index(_) if levels == 0 => {
-                return Err(layout::Error::TooDeep { path: self.path.to_owned() }.into());
+                return Err(layout::Error::TooDeep { path: self.path.clone() }.into());
             }
             Document::Index(index) => {
                 for below in &index.manifests {

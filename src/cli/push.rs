@@ -2,6 +2,8 @@
 
 use std::io::Read;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 
@@ -10,6 +12,7 @@ use super::flags::Executor;
 use super::flags::Login;
 use super::flags::Push as Flags;
 use super::hint;
+use super::interrupt;
 use super::report::Reporter;
 use super::request;
 use super::request::FlagError;
@@ -21,6 +24,7 @@ use crate::oci::digest::Digest;
 use crate::registry;
 use crate::registry::Client;
 use crate::registry::Keychain;
+use crate::sandbox::Cancel;
 
 /// Longest password that standard input may hold, in bytes; tokens of some clouds have
 /// several thousand.
@@ -42,7 +46,14 @@ pub(super) fn push(flags: &Flags) -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     };
-    match carry_out(flags, &request) {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let listens = Cancel::new()
+        .and_then(|cancel| interrupt::listen(Arc::clone(&interrupted), Arc::new(cancel)));
+    if let Err(error) = listens {
+        reporter.error(&format!("cannot listen for signals: {error}"), None);
+        return ExitCode::from(FAILURE);
+    }
+    match carry_out(flags, &request, &interrupted) {
         Ok(digest) => {
             for destination in &request.destinations {
                 reporter.done(&format!("{destination} pushed"));
@@ -52,12 +63,19 @@ pub(super) fn push(flags: &Flags) -> ExitCode {
         }
         Err(error) => {
             reporter.error(&build::chain(&error), hint(error.cause()).as_deref());
-            ExitCode::from(FAILURE)
+            match error.cause() {
+                build::Error::Interrupted => ExitCode::from(interrupt::INTERRUPTED),
+                _ => ExitCode::from(FAILURE),
+            }
         }
     }
 }
 
-fn carry_out(flags: &Flags, request: &Request) -> Result<Digest, build::Error> {
+fn carry_out(
+    flags: &Flags,
+    request: &Request,
+    interrupted: &AtomicBool,
+) -> Result<Digest, build::Error> {
     let keychain = Keychain::read(&request.credentials)?;
     let client = Client::new(request.registry.clone(), keychain)?;
     let push = Push {
@@ -66,6 +84,7 @@ fn carry_out(flags: &Flags, request: &Request) -> Result<Digest, build::Error> {
         check: request.check_push,
         ignore_immutable_tags: request.ignore_immutable_tags,
         threads: request.threads.get(),
+        interrupted,
     };
     let digest = build::push(&push, &client)?;
     if let Some(path) = &flags.digest_file {
@@ -109,6 +128,10 @@ pub(super) fn login(flags: &Login) -> ExitCode {
     };
     if password.is_empty() || flags.username.is_empty() {
         return told("error: user name and password must not be empty");
+    }
+    // What comes after it would be taken for the password (RFC 7617).
+    if flags.username.contains(':') {
+        return told("error: a user name must not contain `:`");
     }
     let environment = registry::Environment::read(|name| std::env::var_os(name));
     match registry::login(&environment, &flags.registry, &flags.username, &password) {

@@ -89,6 +89,17 @@ pub fn reader(mut input: impl Read + Send) -> io::Result<impl Read + Send> {
     Decoder::new(format, BufReader::with_capacity(BUFFER, whole))
 }
 
+/// Reads what may be compressed by gzip, zstd, bzip2 or xz; anything else as it is.
+///
+/// # Errors
+/// Those of reading the first bytes. Damage shows while reading.
+pub fn any_reader(mut input: impl Read + Send) -> io::Result<impl Read + Send> {
+    let head = head(&mut input, 6)?;
+    let format = Format::of(&head);
+    let whole = Cursor::new(head).chain(input);
+    Decoder::new(format, BufReader::with_capacity(BUFFER, whole))
+}
+
 /// Reads `input` as a tar if it is one, plain or compressed by gzip, zstd, bzip2
 /// or xz, judged as `ADD` judges: it decompresses, and a tar header comes first.
 /// `None` if not; `input` then stands where it stood.
@@ -178,6 +189,16 @@ mod tests {
         for bytes in [&b""[..], b"BZh9 but not really", &[0x1f, 0x8b, 8, 0], &[0; 1024]] {
             assert!(archive_reader(Cursor::new(bytes)).expect("readable").is_none());
         }
+    }
+
+    #[test]
+    fn a_stream_in_any_format_is_read_as_what_was_compressed() {
+        let bytes = vec![b'x'; 200_000];
+        for (name, compressed) in every_format(&bytes) {
+            let found = everything(any_reader(compressed.as_slice()).expect("readable"));
+            assert!(found == bytes, "{name}");
+        }
+        assert_eq!(everything(any_reader(&b"BZ"[..]).expect("readable")), b"BZ");
     }
 
     #[test]

@@ -5,15 +5,16 @@
 //! names in the tar never become paths, and what can't be one image is refused.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::fs::File;
 use std::io;
-use std::io::BufReader;
 use std::io::BufWriter;
 use std::io::Read;
-use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
 use tar::Archive;
@@ -21,13 +22,18 @@ use tar::EntryType;
 
 use super::Error;
 use super::read::read_limited;
+use super::write::Fault;
+use super::write::copy;
 use super::write::put_bytes;
 use super::write::put_layout;
 use super::write::temporary;
 use crate::layer::compress::Compression;
 use crate::layer::compress::Compressor;
+use crate::layer::decompress::any_reader;
+use crate::layer::tee::HashingReader;
 use crate::layer::tee::HashingWriter;
 use crate::oci::descriptor::Descriptor;
+use crate::oci::digest::DiffId;
 use crate::oci::digest::Digest;
 use crate::oci::manifest::MANIFEST_MAX;
 use crate::oci::manifest::Manifest;
@@ -65,68 +71,265 @@ enum Named {
     Link(String),
 }
 
-/// Unpacks the image archive `path` into the empty directory `directory`, which is a
-/// layout with the image in it then. Layers that aren't compressed are compressed on
-/// `threads` threads: registries want them so.
+/// Unpacks the image archive `path`, compressed or not, into the empty directory
+/// `directory`, which is a layout with the image in it then.
+///
+/// A layout in a tar stays as it is. `docker save` writes both into one tar, and layers
+/// that aren't compressed: those are taken as its older versions' are, compressed on
+/// `threads` threads, as registries want them.
 ///
 /// # Errors
 /// [`Error::Read`] and [`Error::Write`]; [`Error::NotAnArchive`] when the tar holds no
-/// image or several.
-pub fn unpack_archive(path: &Path, directory: &Path, threads: usize) -> Result<(), Error> {
-    let unreadable = |source| Error::Read { path: path.to_owned(), source };
-    let not = |reason: String| Error::NotAnArchive { path: path.to_owned(), reason };
-    let file = File::open(path).map_err(unreadable)?;
-    let mut archive = Archive::new(BufReader::with_capacity(BUFFER, file));
-    let mut named = BTreeMap::new();
-    for entry in archive.entries().map_err(unreadable)? {
-        let mut entry = entry.map_err(unreadable)?;
-        let name = plain(&String::from_utf8_lossy(&entry.path_bytes()));
-        let found = match entry.header().entry_type() {
-            EntryType::Regular | EntryType::Continuous => {
-                let place = directory.join(format!("entry-{}", named.len()));
-                let written = File::create_new(&place).map_err(|source| {
-                    let path = place.clone();
-                    Error::Write { path, source }
-                })?;
-                let mut out = BufWriter::with_capacity(BUFFER, written);
-                io::copy(&mut entry, &mut out).map_err(unreadable)?;
-                out.flush().map_err(|source| Error::Write { path: place.clone(), source })?;
-                Named::File(place)
+/// image or several, or layers that its config doesn't name; [`Error::Interrupted`] soon
+/// after `interrupted` was set.
+pub fn unpack_archive(
+    path: &Path,
+    directory: &Path,
+    threads: usize,
+    interrupted: &AtomicBool,
+) -> Result<(), Error> {
+    let unpacked = Unpacking { path, directory, threads, interrupted }.unpack();
+    match unpacked {
+        Err(_) if interrupted.load(Ordering::Relaxed) => Err(Error::Interrupted),
+        other => other,
+    }
+}
+
+struct Unpacking<'a> {
+    path: &'a Path,
+    directory: &'a Path,
+    threads: usize,
+    interrupted: &'a AtomicBool,
+}
+
+/// A file that can't be read any more once the user asked to stop.
+struct Watched<'a> {
+    file: File,
+    interrupted: &'a AtomicBool,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            return Err(io::Error::other("interrupted"));
+        }
+        self.file.read(buffer)
+    }
+}
+
+impl Unpacking<'_> {
+    fn unpack(&self) -> Result<(), Error> {
+        let names = self.names()?;
+        let is_layout = names.file("oci-layout").is_some() && names.file("index.json").is_some();
+        match names.file("manifest.json") {
+            Some(manifest) => match self.only_row(manifest) {
+                Ok(row) if !is_layout || names.has_plain_layer(&row) => {
+                    self.convert(&names, &row)?;
+                }
+                Err(error) if !is_layout => return Err(error),
+                _ => self.lay_out(&names)?,
+            },
+            None if is_layout => self.lay_out(&names)?,
+            None => {
+                let reason = "it has neither `manifest.json` nor `oci-layout`";
+                return Err(self.not(reason.to_owned()));
             }
-            EntryType::Symlink | EntryType::Link => {
-                let target = entry.link_name_bytes().unwrap_or_default();
-                let target = String::from_utf8_lossy(&target).into_owned();
-                let is_symbolic = entry.header().entry_type() == EntryType::Symlink;
-                let above = name.rsplit_once('/').map_or("", |(above, _)| above);
-                Named::Link(plain(&if is_symbolic && !target.starts_with('/') {
-                    format!("{above}/{target}")
-                } else {
-                    target
-                }))
+        }
+        for place in names.0.values() {
+            if let Named::File(place) = place {
+                // What became a blob was moved away.
+                let _ = fs::remove_file(place);
             }
-            _ => continue,
+        }
+        Ok(())
+    }
+
+    fn open(&self, path: &Path) -> Result<Watched<'_>, Error> {
+        let unreadable = |source| Error::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(unreadable)?;
+        Ok(Watched { file, interrupted: self.interrupted })
+    }
+
+    fn not(&self, reason: String) -> Error {
+        Error::NotAnArchive { path: self.path.to_owned(), reason }
+    }
+
+    /// Unpacks the files of the tar, under names of our own.
+    fn names(&self) -> Result<Names, Error> {
+        let unreadable = |source| Error::Read { path: self.path.to_owned(), source };
+        let archive = any_reader(self.open(self.path)?).map_err(unreadable)?;
+        let mut archive = Archive::new(archive);
+        let mut named = BTreeMap::new();
+        for (number, entry) in archive.entries().map_err(unreadable)?.enumerate() {
+            let mut entry = entry.map_err(unreadable)?;
+            if number >= MOST_ENTRIES {
+                return Err(self.not(format!("it has more than {MOST_ENTRIES} entries")));
+            }
+            let name = plain(&String::from_utf8_lossy(&entry.path_bytes()));
+            let found = match entry.header().entry_type() {
+                EntryType::Regular | EntryType::Continuous => {
+                    let place = self.directory.join(format!("entry-{number}"));
+                    let unwritable = |source| Error::Write { path: place.clone(), source };
+                    let mut out = File::create_new(&place).map_err(unwritable)?;
+                    copy(&mut entry, &mut out).map_err(|fault| match fault {
+                        Fault::Read(source) => unreadable(source),
+                        Fault::Write(source) => unwritable(source),
+                    })?;
+                    Named::File(place)
+                }
+                kind @ (EntryType::Symlink | EntryType::Link) => {
+                    let target = entry.link_name_bytes().unwrap_or_default();
+                    let target = String::from_utf8_lossy(&target).into_owned();
+                    let above = name.rsplit_once('/').map_or("", |(above, _)| above);
+                    let target = plain(&if kind.is_symlink() && !target.starts_with('/') {
+                        format!("{above}/{target}")
+                    } else {
+                        target
+                    });
+                    // What tar makes of a file with several names that it is told twice.
+                    if target == name {
+                        continue;
+                    }
+                    Named::Link(target)
+                }
+                _ => continue,
+            };
+            // As where a tar is unpacked: the last one of a name stays.
+            if let Some(Named::File(replaced)) = named.insert(name, found) {
+                let _ = fs::remove_file(replaced);
+            }
+        }
+        Ok(Names(named))
+    }
+
+    /// The image of `docker save`'s table of contents.
+    fn only_row(&self, manifest: &Path) -> Result<Row, Error> {
+        let bytes = read_limited(manifest, MANIFEST_MAX)?;
+        let rows: Vec<Row> = serde_json::from_slice(&bytes)
+            .map_err(|error| self.not(format!("its `manifest.json` is malformed: {error}")))?;
+        let count = rows.len();
+        let [row] = <[Row; 1]>::try_from(rows)
+            .map_err(|_| self.not(format!("it holds {count} images, not exactly one")))?;
+        Ok(row)
+    }
+
+    /// The tar is a layout already.
+    fn lay_out(&self, names: &Names) -> Result<(), Error> {
+        let blobs = make_blobs(self.directory)?;
+        for name in ["oci-layout", "index.json"] {
+            if let Some(place) = names.file(name) {
+                take(place, &self.directory.join(name))?;
+            }
+        }
+        for name in names.0.keys() {
+            let hex = name.strip_prefix("blobs/sha256/");
+            let digest = hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
+            if let (Some(digest), Some(place)) = (digest, names.file(name)) {
+                take(place, &blobs.join(digest.hex()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tar is `docker save`'s: its files become blobs, and a manifest is made.
+    fn convert(&self, names: &Names, row: &Row) -> Result<(), Error> {
+        let find = |name: &str| {
+            let missing = || self.not(format!("`{name}` of its `manifest.json` is not in it"));
+            names.file(name).ok_or_else(missing)
         };
-        named.insert(name, found);
-        if named.len() > MOST_ENTRIES {
-            return Err(not(format!("it has more than {MOST_ENTRIES} entries")));
+        let blobs = make_blobs(self.directory)?;
+        let config = read_limited(find(&row.config)?, MANIFEST_MAX)?;
+        let said: Config = serde_json::from_slice(&config)
+            .map_err(|error| self.not(format!("its image config is malformed: {error}")))?;
+        let wanted = &said.rootfs.diff_ids;
+        if row.layers.len() != wanted.len() {
+            let (has, wants) = (row.layers.len(), wanted.len());
+            return Err(self.not(format!("it has {has} layers and a config for {wants}")));
         }
-    }
-    let names = Names(named);
-    if names.file("oci-layout").is_some() && names.file("index.json").is_some() {
-        names.lay_out(directory)
-    } else {
-        let manifest = names
-            .file("manifest.json")
-            .ok_or_else(|| not("it has neither `manifest.json` nor `oci-layout`".to_owned()))?;
-        names.convert(manifest, directory, threads, &not)
-    }?;
-    for place in names.0.values() {
-        if let Named::File(place) = place {
-            // What became a blob was moved away.
-            let _ = fs::remove_file(place);
+        let mut layers = Vec::new();
+        // One file may be several layers, and goes when it is a blob: there may be
+        // little space for both.
+        let mut made: BTreeMap<&Path, (Descriptor, DiffId)> = BTreeMap::new();
+        for (name, wanted) in row.layers.iter().zip(wanted) {
+            let place = find(name)?;
+            let (layer, found) = match made.entry(place) {
+                Entry::Occupied(made) => made.into_mut(),
+                Entry::Vacant(new) => {
+                    let layer = self.put_layer(&blobs, name, place)?;
+                    let _ = fs::remove_file(place);
+                    new.insert(layer)
+                }
+            };
+            if found.to_string() != *wanted {
+                return Err(self.not(format!(
+                    "its layer `{name}` has the diff ID {found}, and its config wants {wanted}"
+                )));
+            }
+            layers.push(layer.clone());
         }
+        let put = |media_type: &str, bytes: &[u8]| -> Result<Descriptor, Error> {
+            let digest = Digest::of(bytes);
+            put_bytes(&blobs, &digest.hex(), bytes)?;
+            Ok(Descriptor::new(media_type, digest, bytes.len() as u64))
+        };
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(media_type::DOCKER_MANIFEST.to_owned()),
+            artifact_type: None,
+            config: put(media_type::DOCKER_CONFIG, &config)?,
+            layers,
+            subject: None,
+            annotations: BTreeMap::new(),
+        };
+        let bytes = serde_json::to_vec(&manifest).map_err(|error| Error::Write {
+            path: self.directory.to_owned(),
+            source: error.into(),
+        })?;
+        put_layout(self.directory, put(media_type::DOCKER_MANIFEST, &bytes)?)
     }
-    Ok(())
+
+    /// Makes a layer blob of the file `name`: as it is if it is compressed.
+    fn put_layer(
+        &self,
+        blobs: &Path,
+        name: &str,
+        place: &Path,
+    ) -> Result<(Descriptor, DiffId), Error> {
+        let unreadable = |source| Error::Read { path: place.to_owned(), source };
+        let unwritable = |source| Error::Write { path: blobs.to_owned(), source };
+        let blame = |fault| match fault {
+            Fault::Read(error) => self.not(format!("its layer `{name}` is damaged: {error}")),
+            Fault::Write(error) => unwritable(error),
+        };
+        let media_type = compressed_type(place).map_err(unreadable)?;
+        let mut file = HashingReader::new(self.open(place)?);
+        let mut tar = HashingReader::new(any_reader(&mut file).map_err(unreadable)?);
+        let Some(media_type) = media_type else {
+            let mut written = temporary(blobs).map_err(unwritable)?;
+            let out = BufWriter::with_capacity(BUFFER, written.as_file_mut());
+            let out = HashingWriter::new(out);
+            let mut out =
+                Compressor::new(out, Compression::DEFAULT, self.threads).map_err(unwritable)?;
+            copy(&mut tar, &mut out).map_err(blame)?;
+            let (_, digest, size) = out.finish().map_err(unwritable)?.finish();
+            let blob = blobs.join(digest.hex());
+            written.persist(blob).map_err(|error| unwritable(error.error))?;
+            let layer = Descriptor::new(media_type::DOCKER_LAYER_GZIP, digest, size);
+            return Ok((layer, diff_id(tar)));
+        };
+        copy(&mut tar, &mut io::sink()).map_err(blame)?;
+        let diff_id = diff_id(tar);
+        // Of what follows the compressed bytes only the blob's digest knows.
+        copy(&mut file, &mut io::sink()).map_err(blame)?;
+        let (_, digest, size) = file.finish();
+        fs::rename(place, blobs.join(digest.hex())).map_err(unwritable)?;
+        Ok((Descriptor::new(media_type, digest, size), diff_id))
+    }
+}
+
+fn diff_id(tar: HashingReader<impl Read>) -> DiffId {
+    let (_, digest, _) = tar.finish();
+    DiffId::from_bytes(*digest.as_bytes())
 }
 
 /// `./a//b/../c` as `a/c`.
@@ -159,71 +362,10 @@ impl Names {
         None
     }
 
-    /// The tar is a layout already.
-    fn lay_out(&self, directory: &Path) -> Result<(), Error> {
-        let blobs = make_blobs(directory)?;
-        for (name, target) in [("oci-layout", "oci-layout"), ("index.json", "index.json")] {
-            if let Some(place) = self.file(name) {
-                take(place, &directory.join(target))?;
-            }
-        }
-        for name in self.0.keys() {
-            let hex = name.strip_prefix("blobs/sha256/");
-            let digest = hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
-            if let (Some(digest), Some(place)) = (digest, self.file(name)) {
-                take(place, &blobs.join(digest.hex()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The tar is `docker save`'s: its files become blobs, and a manifest is made.
-    fn convert(
-        &self,
-        manifest: &Path,
-        directory: &Path,
-        threads: usize,
-        not: &dyn Fn(String) -> Error,
-    ) -> Result<(), Error> {
-        let bytes = read_limited(manifest, MANIFEST_MAX)?;
-        let rows: Vec<Row> = serde_json::from_slice(&bytes)
-            .map_err(|error| not(format!("its `manifest.json` is malformed: {error}")))?;
-        let [row] = rows.as_slice() else {
-            return Err(not(format!("it holds {} images, not exactly one", rows.len())));
-        };
-        let find = |name: &str| {
-            let missing = || not(format!("`{name}` of its `manifest.json` is not in it"));
-            self.file(name).ok_or_else(missing)
-        };
-        let blobs = make_blobs(directory)?;
-        let config = read_limited(find(&row.config)?, MANIFEST_MAX)?;
-        let said: Config = serde_json::from_slice(&config)
-            .map_err(|error| not(format!("its image config is malformed: {error}")))?;
-        let (has, wants) = (row.layers.len(), said.rootfs.diff_ids.len());
-        if has != wants {
-            return Err(not(format!("it has {has} layers and a config for {wants}")));
-        }
-        let mut layers = Vec::new();
-        for name in &row.layers {
-            layers.push(put_layer(&blobs, find(name)?, threads)?);
-        }
-        let put = |media_type: &str, bytes: &[u8]| -> Result<Descriptor, Error> {
-            let digest = Digest::of(bytes);
-            put_bytes(&blobs, &digest.hex(), bytes)?;
-            Ok(Descriptor::new(media_type, digest, bytes.len() as u64))
-        };
-        let manifest = Manifest {
-            schema_version: 2,
-            media_type: Some(media_type::DOCKER_MANIFEST.to_owned()),
-            artifact_type: None,
-            config: put(media_type::DOCKER_CONFIG, &config)?,
-            layers,
-            subject: None,
-            annotations: BTreeMap::new(),
-        };
-        let bytes = serde_json::to_vec(&manifest)
-            .map_err(|error| Error::Write { path: directory.to_owned(), source: error.into() })?;
-        put_layout(directory, put(media_type::DOCKER_MANIFEST, &bytes)?)
+    /// Whether a layer of `row` isn't compressed.
+    fn has_plain_layer(&self, row: &Row) -> bool {
+        let places = row.layers.iter().filter_map(|name| self.file(name));
+        places.into_iter().any(|place| matches!(compressed_type(place), Ok(None)))
     }
 }
 
@@ -238,24 +380,19 @@ fn take(place: &Path, target: &Path) -> Result<(), Error> {
     fs::hard_link(place, target).map_err(|source| Error::Write { path: target.to_owned(), source })
 }
 
-/// Makes a layer blob of a file: as it is if it is compressed.
-fn put_layer(blobs: &Path, place: &Path, threads: usize) -> Result<Descriptor, Error> {
-    let unreadable = |source| Error::Read { path: place.to_owned(), source };
-    let failed = |source| Error::Write { path: blobs.to_owned(), source };
-    let mut file = File::open(place).map_err(unreadable)?;
+/// The media type of a file that is a layer blob already; `None` if it is to be
+/// compressed.
+fn compressed_type(place: &Path) -> io::Result<Option<&'static str>> {
     let mut magic = Vec::new();
-    (&mut file).take(4).read_to_end(&mut magic).map_err(unreadable)?;
-    let mut rest = magic.as_slice().chain(file);
-    let mut written = temporary(blobs).map_err(failed)?;
-    let out = HashingWriter::new(BufWriter::with_capacity(BUFFER, written.as_file_mut()));
-    let (media_type, compression) = match magic.as_slice() {
-        [0x1f, 0x8b, ..] => (media_type::DOCKER_LAYER_GZIP, Compression::None),
-        [0x28, 0xb5, 0x2f, 0xfd] => (media_type::DOCKER_LAYER_ZSTD, Compression::None),
-        _ => (media_type::DOCKER_LAYER_GZIP, Compression::DEFAULT),
-    };
-    let mut out = Compressor::new(out, compression, threads).map_err(failed)?;
-    io::copy(&mut rest, &mut out).map_err(failed)?;
-    let (_, digest, size) = out.finish().map_err(failed)?.finish();
-    written.persist(blobs.join(digest.hex())).map_err(|error| failed(error.error))?;
-    Ok(Descriptor::new(media_type, digest, size))
+    File::open(place)?.take(4).read_to_end(&mut magic)?;
+    Ok(match magic.as_slice() {
+        [0x1f, 0x8b, ..] => Some(media_type::DOCKER_LAYER_GZIP),
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
+            Some(media_type::DOCKER_LAYER_ZSTD)
+        }
+        _ => None,
+    })
 }
+
+#[cfg(test)]
+mod tests;

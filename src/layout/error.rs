@@ -65,6 +65,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
     /// A document of the layout is no manifest.
     #[error("{} is malformed", path.display())]
     Malformed {

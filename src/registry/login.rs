@@ -54,9 +54,12 @@ pub fn login(
     };
     let host = normalize(host);
     let key = if host == DOCKER_HUB { DOCKER_HUB_KEY } else { &host };
+    // Whatever spelling of the host the file has: that is how it is read, too.
     let helper = config
         .get("credHelpers")
-        .and_then(|helpers| helpers.get(key))
+        .and_then(Value::as_object)
+        .and_then(|helpers| helpers.iter().find(|(name, _)| normalize(name) == host))
+        .map(|(_, helper)| helper)
         .or_else(|| config.get("credsStore"))
         .and_then(Value::as_str)
         .filter(|name| is_helper_name(name));
@@ -67,9 +70,14 @@ pub fn login(
             .map_err(|problem| Error::Credentials { origin: program.clone(), problem })?;
         return Ok(program);
     }
-    let auths = config.entry("auths").or_insert_with(|| json!({}));
+    let auths = config.entry("auths").or_insert(Value::Null);
+    if auths.is_null() {
+        *auths = json!({});
+    }
     let auths = auths.as_object_mut().ok_or_else(|| fail("its `auths` is no object".to_owned()))?;
     let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    // An older one under another spelling might be tried first.
+    auths.retain(|name, _| normalize(name) != host);
     auths.insert(key.to_owned(), json!({"auth": auth}));
     write(&path, &config).map_err(|error| fail(format!("cannot write it: {error}")))?;
     Ok(origin)
@@ -176,6 +184,44 @@ mod tests {
         assert!(!fs::read_to_string(&path).unwrap().contains("auths"));
         login(&environment, "other.example", "me", "secret").unwrap();
         assert!(fs::read_to_string(&path).unwrap().contains("other.example"));
+    }
+
+    #[test]
+    fn a_host_is_the_same_in_all_its_spellings() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("config.json");
+        let environment = environment(place.path());
+        // The helper isn't installed, which is an error and no reason to write it down.
+        for (helpers, host) in [
+            (json!({"docker.io": "box"}), "docker.io"),
+            (json!({"index.docker.io": "box"}), "https://index.docker.io/v1/"),
+            (json!({"https://R.example/v2/": "box"}), "r.example"),
+        ] {
+            fs::write(&path, json!({"credHelpers": helpers}).to_string()).unwrap();
+            let wrong = login(&environment, host, "me", "secret").unwrap_err();
+            assert!(wrong.to_string().contains("docker-credential-box"), "{host}: {wrong}");
+            assert!(!fs::read_to_string(&path).unwrap().contains("auths"), "{host}");
+        }
+        let old = json!({"auth": "b2xkOm9sZA=="});
+        let auths = json!({
+            "https://R.example": old, "r.example/team": old, "https://other.example": old
+        });
+        fs::write(&path, json!({"auths": auths}).to_string()).unwrap();
+        login(&environment, "r.example", "me", "secret").unwrap();
+        let config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let names: Vec<&String> = config["auths"].as_object().unwrap().keys().collect();
+        assert_eq!(names, ["https://other.example", "r.example", "r.example/team"]);
+    }
+
+    #[test]
+    fn a_file_without_entries_gets_the_first() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("config.json");
+        for text in ["", "{}", r#"{"auths": null, "credHelpers": null}"#] {
+            fs::write(&path, text).unwrap();
+            login(&environment(place.path()), "r.example", "me", "secret").unwrap();
+            assert!(fs::read_to_string(&path).unwrap().contains("r.example"), "{text}");
+        }
     }
 
     #[test]

@@ -103,7 +103,9 @@ impl<'a> BlobWriter<'a> {
         self.store.hold(&name)?;
         let target = self.store.directory().join(&name);
         let exists = self.store.stat(&target)?.is_some_and(|found| {
-            found.len() == self.size && Seal::of(digest.as_bytes()).is_on(&found)
+            found.len() == self.size
+                && Seal::of(digest.as_bytes()).is_on(&found)
+                && !self.store.is_damaged(&name, &found)
         });
         if !exists {
             self.draft.sync(digest.as_bytes())?;

@@ -93,6 +93,66 @@ fn a_damaged_blob_is_told_once_and_then_missing() {
     assert_eq!(store.take_notices(), []);
 }
 
+/// Other bytes of the same length, under the same seal.
+fn rot(path: &Path) {
+    let before = fs::metadata(path).and_then(|found| found.modified()).unwrap();
+    let mut bytes = fs::read(path).unwrap();
+    bytes[0] ^= 1;
+    fs::write(path, bytes).unwrap();
+    File::options().write(true).open(path).and_then(|file| file.set_modified(before)).unwrap();
+}
+
+#[test]
+fn what_came_in_place_of_a_damaged_file_stays() {
+    let (dir, store) = store();
+    let digest = store.put_blob(b"hello").unwrap();
+    let path = store.blob_path(&digest);
+    rot(&path);
+    let damaged = fs::metadata(&path).unwrap();
+    // Another builder, between our hashing and setting aside.
+    let new = dir.path().join("tmp/new");
+    fs::write(&new, "hello").unwrap();
+    fs::rename(&new, &path).unwrap();
+    assert!(!store.set_file_aside(&damaged, &[&path], "it is damaged").unwrap());
+    assert_eq!(fs::read(&path).unwrap(), b"hello");
+    assert_eq!(store.take_notices(), []);
+    let found = fs::metadata(&path).unwrap();
+    assert!(store.set_file_aside(&found, &[&path], "it is damaged").unwrap());
+    assert!(!path.exists());
+    assert!(store.set_file_aside(&found, &[&path], "it is damaged").unwrap(), "it went already");
+    assert_eq!(store.take_notices().len(), 1);
+}
+
+#[test]
+fn what_was_made_anew_is_good_for_who_found_it_damaged() {
+    let (dir, store) = store();
+    let reader = Store::open_read_only(dir.path()).unwrap();
+    let digest = store.put_blob(b"hello").unwrap();
+    fs::write(store.blob_path(&digest), "hellO").unwrap();
+    for _ in 0..2 {
+        assert!(!reader.has_blob(&digest, None).unwrap());
+    }
+    assert_eq!(reader.take_notices().len(), 1);
+    store.put_blob(b"hello").unwrap();
+    assert!(reader.has_blob(&digest, None).unwrap());
+}
+
+#[test]
+fn what_is_damaged_and_in_the_way_is_replaced() {
+    let (_dir, store) = store();
+    let digest = store.put_blob(b"hello").unwrap();
+    let path = store.blob_path(&digest);
+    rot(&path);
+    // As where it can't be set aside.
+    let found = FileId::of(&fs::metadata(&path).unwrap());
+    lock(&store.damaged).insert(blob_name(&digest), found);
+    let mut writer = store.blob_writer().unwrap();
+    writer.write_all(b"hello").unwrap();
+    writer.commit(Some(&digest)).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"hello");
+    assert!(store.has_blob(&digest, Some(5)).unwrap());
+}
+
 #[test]
 fn a_blob_beyond_the_limit_is_not_read() {
     let (_dir, store) = store();

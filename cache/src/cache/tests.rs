@@ -35,6 +35,7 @@ contract!(
     a_few_records_are_not_worth_a_fold,
     a_reader_gets_hits_and_changes_nothing,
     a_killed_fold_is_repeated_without_harm,
+    what_is_written_over_a_failed_append_is_not_taken_for_it,
     many_folds_keep_everything,
     nothing_is_left_in_flight,
     what_is_taken_back_is_gone_before_and_after_a_fold,
@@ -375,6 +376,58 @@ fn a_killed_fold_is_repeated_without_harm(kind: Kind) {
         assert_eq!(get(&after, number).as_deref(), Some(value));
     }
     assert!(cache.take_notices().is_empty());
+}
+
+fn what_is_written_over_a_failed_append_is_not_taken_for_it(kind: Kind) {
+    let room = Room::new(kind);
+    let cache = room.open();
+    put(&cache, 1, b"one");
+    cache.fold(Fold::Now).unwrap();
+    let (mut index, mut notices) = (kind.index(room.dir.path()), Vec::new());
+    index.refresh(&mut notices);
+    // Somebody reads what is cut off as the disk is full.
+    let frame = frame::encode([("steps.v1", &key(2), &b"two"[..])].into_iter()).unwrap();
+    let mut log = Log::open_for_append(room.dir.path()).unwrap();
+    let length = log.length().unwrap();
+    log.append(&frame).unwrap();
+    index.refresh(&mut notices);
+    let two = index_key("steps.v1", &key(2));
+    assert_eq!(index.get(&two, &mut notices).as_deref(), Some(&b"two"[..]));
+    let mut until = cache.each_record(&mut |_| {}).unwrap();
+    File::options().write(true).open(&log.path).unwrap().set_len(length).unwrap();
+    // What comes in its place is longer: all that was read ends in its midst.
+    put(&cache, 3, &[b'3'; 500]);
+    cache.fold(Fold::Now).unwrap();
+    put(&cache, 4, b"four");
+    cache.fold(Fold::Now).unwrap();
+    index.refresh(&mut notices);
+    assert_eq!(index.get(&two, &mut notices), None);
+    for (number, value) in [(1, &b"one"[..]), (3, &[b'3'; 500]), (4, b"four")] {
+        let name = index_key("steps.v1", &key(number));
+        assert_eq!(index.get(&name, &mut notices).as_deref(), Some(value), "{number}");
+    }
+    let mut found = Vec::new();
+    cache.each_record_since(&mut until, &mut |seen| found.push(seen.key)).unwrap();
+    assert!(found.contains(&key(3)) && found.contains(&key(4)), "{found:?}");
+    assert_eq!((notices, cache.take_notices()), (vec![], vec![]));
+}
+
+#[cfg(feature = "rocksdb")]
+#[test]
+fn a_torn_append_is_told_by_whoever_folds_next_and_by_nobody_else() {
+    let room = Room::new(Kind::Rocks);
+    let (cache, reader) = (room.open(), room.open());
+    put(&cache, 1, b"one");
+    cache.fold(Fold::Now).unwrap();
+    assert_eq!(get(&reader, 1).as_deref(), Some(&b"one"[..]));
+    let log = room.path("records/1.log");
+    let torn = [fs::read(&log).unwrap(), b"ydkrREC1\xff\0\0\0".to_vec()].concat();
+    fs::write(&log, torn).unwrap();
+    put(&cache, 2, b"two");
+    cache.fold(Fold::Now).unwrap();
+    assert_eq!(get(&reader, 2).as_deref(), Some(&b"two"[..]));
+    assert_eq!(reader.take_notices(), []);
+    assert_eq!(cache.take_notices(), [Notice::LogDamaged { path: log, skipped: 12 }]);
 }
 
 fn many_folds_keep_everything(kind: Kind) {

@@ -115,6 +115,26 @@ impl Log {
         Ok(at)
     }
 
+    /// [`read`](Self::read) for somebody who has read up to `from` before. `None` if
+    /// bytes would be skipped: they may be the rest of a frame that was written over
+    /// one of an append that failed, which had been read. Then nothing counts that was
+    /// read here, and reading begins at 0.
+    pub(crate) fn read_on<E>(
+        &self,
+        from: u64,
+        take: impl FnMut(u64, &[Item<'_>]) -> Result<(), E>,
+    ) -> Result<Option<u64>, E>
+    where
+        E: From<io::Error>,
+    {
+        if self.length()? < from {
+            return Ok(None);
+        }
+        let mut skipped = Vec::new();
+        let end = self.read(from, &mut skipped, take)?;
+        Ok(skipped.is_empty().then_some(end))
+    }
+
     /// Reads the value that [`read`](Self::read) showed at an offset.
     pub(crate) fn value(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let mut value = vec![0; length];

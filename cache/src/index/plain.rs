@@ -8,14 +8,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Notice};
+use crate::frame::Item;
 use crate::index::log::{Log, Position};
 use crate::index::{Effect, Index, effect, hash};
+
+/// Where the living records of a log are: index key to offset and length.
+pub(crate) type Places = HashMap<Vec<u8>, (u64, usize)>;
 
 pub(crate) struct Plain {
     cache: PathBuf,
     log: Option<Log>,
     read_to: Position,
-    values: HashMap<Vec<u8>, (u64, usize)>,
+    places: Places,
 }
 
 impl Plain {
@@ -24,36 +28,27 @@ impl Plain {
             cache: cache.to_owned(),
             log: None,
             read_to: Position { log: 0, offset: 0 },
-            values: HashMap::new(),
+            places: Places::new(),
         }
     }
 
     fn read_on(&mut self, notices: &mut Vec<Notice>) -> io::Result<()> {
         let Some(log) = Log::open(&self.cache)? else { return Ok(()) };
         if log.number != self.read_to.log {
-            self.values.clear();
+            self.places.clear();
             self.read_to = Position { log: log.number, offset: 0 };
         }
-        let values = &mut self.values;
-        let end = log.read(self.read_to.offset, notices, |start, items| {
-            for item in items {
-                match effect(item) {
-                    (name, Effect::Put(value)) => {
-                        values.insert(name, (start + item.value_offset as u64, value.len()));
-                    }
-                    (name, Effect::TakeBack(hashed)) => {
-                        if let Some(&(offset, length)) = values.get(&name)
-                            && hash(&log.value(offset, length)?) == hashed
-                        {
-                            values.remove(&name);
-                        }
-                    }
-                    (_, Effect::Nothing) => {}
-                }
+        let places = &mut self.places;
+        let read = log
+            .read_on(self.read_to.offset, |start, items| note_places(places, &log, start, items))?;
+        self.read_to.offset = match read {
+            Some(end) => end,
+            None => {
+                places.clear();
+                self.read_to.offset = 0;
+                log.read(0, notices, |start, items| note_places(places, &log, start, items))?
             }
-            io::Result::Ok(())
-        })?;
-        self.read_to.offset = end;
+        };
         self.log = Some(log);
         Ok(())
     }
@@ -71,7 +66,7 @@ impl Index for Plain {
     }
 
     fn get(&mut self, index_key: &[u8], notices: &mut Vec<Notice>) -> Option<Vec<u8>> {
-        let &(offset, length) = self.values.get(index_key)?;
+        let &(offset, length) = self.places.get(index_key)?;
         match self.log.as_ref()?.value(offset, length) {
             Ok(value) => Some(value),
             Err(error) => {
@@ -88,4 +83,29 @@ impl Index for Plain {
     fn moved(&mut self, _end: Position) {}
 
     fn settle(&mut self, _patient: bool) {}
+}
+
+/// Notes what the items of a frame, which starts at `start` in `log`, do to its records.
+pub(crate) fn note_places(
+    places: &mut Places,
+    log: &Log,
+    start: u64,
+    items: &[Item<'_>],
+) -> io::Result<()> {
+    for item in items {
+        match effect(item) {
+            (name, Effect::Put(value)) => {
+                places.insert(name, (start + item.value_offset as u64, value.len()));
+            }
+            (name, Effect::TakeBack(hashed)) => {
+                if let Some(&(offset, length)) = places.get(&name)
+                    && hash(&log.value(offset, length)?) == hashed
+                {
+                    places.remove(&name);
+                }
+            }
+            (_, Effect::Nothing) => {}
+        }
+    }
+    Ok(())
 }

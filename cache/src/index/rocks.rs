@@ -75,53 +75,44 @@ struct Reader {
     /// How far the database had come.
     opened_at: Position,
     read_to: Position,
-    /// Where records behind `opened_at` are in the log; `None` if taken back.
-    tail: HashMap<Vec<u8>, Option<(u64, usize)>>,
-    /// Open once the tail has something.
-    log: Option<Log>,
+    /// Records behind `opened_at`; `None` if taken back. Values, not places: those
+    /// of an append that failed are taken by others.
+    tail: HashMap<Vec<u8>, Option<Vec<u8>>>,
 }
 
 impl Reader {
     fn new(db: DB, at: Position) -> Self {
-        Self { db, opened_at: at, read_to: at, tail: HashMap::new(), log: None }
+        Self { db, opened_at: at, read_to: at, tail: HashMap::new() }
     }
 
-    fn get(&self, index_key: &[u8]) -> Result<Option<Vec<u8>>, Failure> {
-        match (self.tail.get(index_key), &self.log) {
-            (None, _) | (_, None) => Ok(self.db.get(index_key)?),
-            (Some(None), _) => Ok(None),
-            (Some(&Some((offset, length))), Some(log)) => Ok(Some(log.value(offset, length)?)),
+    fn get(&self, index_key: &[u8]) -> Result<Option<Vec<u8>>, rocksdb::Error> {
+        match self.tail.get(index_key) {
+            Some(value) => Ok(value.clone()),
+            None => self.db.get(index_key),
         }
     }
 
-    /// Reads what was folded since; `false` if opening the database again is better.
-    fn catch_up(&mut self, cache: &Path, notices: &mut Vec<Notice>) -> Result<bool, Failure> {
+    /// Reads what was folded since; `false` if opening the database again is better,
+    /// as where the log is damaged: whoever folded has told that.
+    fn catch_up(&mut self, cache: &Path) -> Result<bool, Failure> {
         let Some(log) = Log::open(cache)? else { return Ok(false) };
-        let length = log.length()?;
-        let behind = length.checked_sub(self.opened_at.offset);
-        if log.number != self.read_to.log
-            || length < self.read_to.offset
-            || behind.is_none_or(|behind| behind > LONG_TAIL)
-        {
+        let behind = log.length()?.checked_sub(self.opened_at.offset);
+        if log.number != self.read_to.log || behind.is_none_or(|behind| behind > LONG_TAIL) {
             return Ok(false);
         }
-        self.log = Some(log);
-        let Some(log) = &self.log else { return Ok(false) };
         let (tail, db) = (&mut self.tail, &self.db);
-        self.read_to.offset = log.read(self.read_to.offset, notices, |start, items| {
+        let end = log.read_on(self.read_to.offset, |_, items| {
             for item in items {
                 match effect(item) {
                     (name, Effect::Put(value)) => {
-                        let place = (start + item.value_offset as u64, value.len());
-                        tail.insert(name, Some(place));
+                        tail.insert(name, Some(value.to_vec()));
                     }
                     (name, Effect::TakeBack(hashed)) => {
                         let there = match tail.get(&name) {
-                            Some(&Some((offset, length))) => Some(log.value(offset, length)?),
-                            Some(None) => None,
-                            None => db.get(&name)?,
+                            Some(value) => value.as_deref().map(hash),
+                            None => db.get(&name)?.as_deref().map(hash),
                         };
-                        if there.is_some_and(|value| hash(&value) == hashed) {
+                        if there == Some(hashed) {
                             tail.insert(name, None);
                         }
                     }
@@ -130,6 +121,8 @@ impl Reader {
             }
             Ok::<(), Failure>(())
         })?;
+        let Some(end) = end else { return Ok(false) };
+        self.read_to.offset = end;
         Ok(true)
     }
 }
@@ -297,7 +290,7 @@ impl Rocks {
 impl Index for Rocks {
     fn refresh(&mut self, notices: &mut Vec<Notice>) {
         if let Some(reader) = &mut self.reader
-            && reader.catch_up(&self.cache, notices).unwrap_or(false)
+            && reader.catch_up(&self.cache).unwrap_or(false)
         {
             return;
         }
@@ -326,14 +319,7 @@ impl Index for Rocks {
         if let Some(reader) = &self.reader {
             match reader.get(index_key) {
                 Ok(value) => return value,
-                Err(Failure::Database(error)) => self.give_up(&error, notices),
-                Err(Failure::Log(error)) => {
-                    notices.push(Notice::Unreadable {
-                        path: self.cache.join("records"),
-                        reason: error.to_string(),
-                    });
-                    return None;
-                }
+                Err(error) => self.give_up(&error, notices),
             }
         }
         self.substitute.as_mut()?.get(index_key, notices)
