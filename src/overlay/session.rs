@@ -207,7 +207,8 @@ impl Overlay {
         session.raise_read_ahead();
         let (at, abort) = (at.to_owned(), session.control("abort"));
         let patience = options.patience.unwrap_or(watchdog::PATIENCE);
-        let watchdog = Watchdog::start(self, patience, move || cut(&at, abort.as_deref()));
+        let cut = move || cut(&at, abort.as_deref());
+        let watchdog = Watchdog::start(self, server.alarm, patience, cut);
         session.watchdog = Some(watchdog.map_err(failed)?);
         Ok(session)
     }

@@ -31,8 +31,22 @@ pub(super) struct Pulse {
     start: Instant,
     /// Milliseconds since `start`, and one; 0 for a thread that has nothing to answer.
     begun: [AtomicU64; SLOTS],
-    /// Whether there are requests that nobody will answer.
-    is_hopeless: AtomicBool,
+}
+
+/// Raised when there are requests of a mount that nobody will answer. It is the mount's
+/// own: a thread of an earlier one may end late.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Alarm(Arc<AtomicBool>);
+
+impl Alarm {
+    /// A thread that should answer ends before the mount does.
+    pub(super) fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 thread_local! {
@@ -46,11 +60,7 @@ thread_local! {
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self {
-            start: Instant::now(),
-            begun: [const { AtomicU64::new(0) }; SLOTS],
-            is_hopeless: AtomicBool::new(false),
-        }
+        Self { start: Instant::now(), begun: [const { AtomicU64::new(0) }; SLOTS] }
     }
 }
 
@@ -66,16 +76,8 @@ impl Pulse {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
 
-    /// A thread that should answer ends before the mount does.
-    pub(super) fn give_up(&self) {
-        self.is_hopeless.store(true, Ordering::Relaxed);
-    }
-
     /// How long the oldest request has been under way.
     fn longest(&self) -> Duration {
-        if self.is_hopeless.swap(false, Ordering::Relaxed) {
-            return Duration::MAX;
-        }
         let begun = self.begun.iter().map(|slot| slot.load(Ordering::Relaxed));
         let oldest = begun.filter(|&begun| begun > 0).min();
         Duration::from_millis(oldest.map_or(0, |begun| self.now().saturating_sub(begun)))
@@ -100,12 +102,13 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// Calls `cut` once, in a thread of its own, when a request of `overlay` has taken
-    /// longer than `patience`.
+    /// longer than `patience`, or `alarm` was raised.
     ///
     /// # Errors
     /// When no thread can be started.
     pub(super) fn start(
         overlay: &Arc<Overlay>,
+        alarm: Alarm,
         patience: Duration,
         cut: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<Self> {
@@ -113,12 +116,8 @@ impl Watchdog {
         let overlay = Arc::clone(overlay);
         std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
             while wait.recv_timeout(patience / 4) == Err(RecvTimeoutError::Timeout) {
-                let longest = overlay.pulse.longest();
-                if longest > patience {
-                    tracing::error!(
-                        seconds = longest.as_secs(),
-                        "the overlay does not answer a request; its mount is cut off"
-                    );
+                if alarm.is_raised() || overlay.pulse.longest() > patience {
+                    tracing::error!("the overlay does not answer a request; its mount is cut off");
                     // Before anybody learns of it; and once more, if a request that ends
                     // by it had the lock.
                     give_up_the_log(&overlay);
