@@ -335,6 +335,8 @@ fn differing<'a>(
 enum Ids {
     /// Root of a container: all that the container has.
     All,
+    /// Root of a container that may not set users: all groups, and one user.
+    Groups,
     /// A user with subordinate ids.
     Subordinate,
     /// A user without.
@@ -367,7 +369,7 @@ impl Unprivileged {
         fs::write(own.join("passwd"), line).expect("passwd");
         let ids_of = match ids {
             Ids::Subordinate => "ana:500000:65536\n",
-            Ids::All | Ids::Single => "",
+            Ids::All | Ids::Groups | Ids::Single => "",
         };
         fs::write(own.join("subid"), ids_of).expect("subuid");
         Self { work: work.to_owned(), ids }
@@ -385,7 +387,7 @@ impl Unprivileged {
 
     /// Runs a shell script in `work`. Mounts are gone when it ends.
     fn script(&self, text: &str) -> Command {
-        let owner = if self.ids == Ids::All { 0 } else { USER };
+        let owner = if matches!(self.ids, Ids::All | Ids::Groups) { 0 } else { USER };
         let prepare = format!(
             "chown -hR {owner}:{owner} .\n\
              mount --bind {CASES} user/cases; mount --bind {} user/yadokari\n\
@@ -398,6 +400,7 @@ impl Unprivileged {
         );
         let become_it = match self.ids {
             Ids::All => "--bounding-set=-sys_admin,-sys_ptrace".to_owned(),
+            Ids::Groups => "--bounding-set=-sys_admin,-sys_ptrace,-setuid".to_owned(),
             // What the user makes is the user's.
             Ids::Subordinate | Ids::Single => {
                 format!("--reuid={USER} --regid={USER} --clear-groups")
@@ -465,6 +468,12 @@ fn one_id_alone_builds_the_same_or_says_what_it_lacks() {
         assert!(!output.status.success(), "another owner was silently lost");
         assert!(told(&output).contains("1500"), "{}", told(&output));
     }
+    // That all groups are there, and may be set, gives no file to another user.
+    let groups = Unprivileged::new(work, Ids::Groups);
+    let script = format!("./yadokari build --cache-dir user/cache-groups {quiet}");
+    let output = groups.script(&script).output().expect("unshare");
+    assert!(!output.status.success(), "another owner was silently lost");
+    assert!(told(&output).contains("1500"), "{}", told(&output));
 }
 
 /// What a step in an overlay must not see, in the files and in `/proc`.
