@@ -79,30 +79,40 @@ fn transports() -> anyhow::Result<()> {
     println!("| --- | --- | --- | --- | --- | --- |");
     for clients in [1, 4] {
         let all = [Transport::Device, Transport::Ring, Transport::Fuser];
+        // For each transport its costs by round; a round without a ring stays empty.
         let mut seen = vec![Vec::new(); all.len()];
         for _ in 0..ROUNDS {
             for (transport, seen) in all.into_iter().zip(&mut seen) {
                 match question_costs(transport, clients) {
-                    Ok(costs) => seen.push(costs),
-                    Err(error) if transport == Transport::Ring => eprintln!("no ring: {error:#}"),
+                    Ok(costs) => seen.push(Some(costs)),
+                    Err(error) if transport == Transport::Ring => {
+                        eprintln!("no ring: {error:#}");
+                        seen.push(None);
+                    }
                     Err(error) => return Err(error),
                 }
             }
         }
-        for (transport, costs) in all.into_iter().zip(&seen).filter(|(_, costs)| !costs.is_empty())
-        {
-            let median = |of: &dyn Fn(usize) -> f64| {
-                let mut values: Vec<f64> = (0..costs.len()).map(of).collect();
+        for (transport, costs) in all.into_iter().zip(&seen) {
+            // Each with those of the device in the same round.
+            let rounds: Vec<_> =
+                costs.iter().zip(&seen[0]).filter_map(|(own, device)| own.zip(*device)).collect();
+            if rounds.is_empty() {
+                continue;
+            }
+            let median = |of: &dyn Fn((f64, f64), (f64, f64)) -> f64| {
+                let mut values: Vec<f64> =
+                    rounds.iter().map(|(own, device)| of(*own, *device)).collect();
                 values.sort_by(f64::total_cmp);
                 values[values.len() / 2]
             };
             println!(
                 "| {clients} | {} | {:.1} | {:.1} | {:.2} | {:.2} |",
                 transport.name(),
-                median(&|round| costs[round].0),
-                median(&|round| costs[round].1),
-                median(&|round| costs[round].0 / seen[0][round].0),
-                median(&|round| costs[round].1 / seen[0][round].1),
+                median(&|own, _| own.0),
+                median(&|own, _| own.1),
+                median(&|own, device| own.0 / device.0),
+                median(&|own, device| own.1 / device.1),
             );
         }
     }

@@ -39,6 +39,7 @@ use crate::build::Request;
 use crate::build::call::Question;
 use crate::sandbox::Cancel;
 use crate::sandbox::Namespaces;
+use crate::sandbox::raise_open_files;
 use flags::Build;
 use flags::Command;
 use flags::Executor;
@@ -123,6 +124,7 @@ fn run_build(flags: &Build) -> ExitCode {
     if let Some(question) = question {
         return answer(&reporter, &request, question, call);
     }
+    raise_open_files();
     // Before any thread: everything we mount is seen by us and our children alone,
     // and goes when we go, however we end.
     match ladder::choose(flags, &request, &variable) {

@@ -335,6 +335,8 @@ fn differing<'a>(
 enum Ids {
     /// Root of a container: all that the container has.
     All,
+    /// Root of a container that may not set users: all groups, and one user.
+    Groups,
     /// A user with subordinate ids.
     Subordinate,
     /// A user without.
@@ -367,7 +369,7 @@ impl Unprivileged {
         fs::write(own.join("passwd"), line).expect("passwd");
         let ids_of = match ids {
             Ids::Subordinate => "ana:500000:65536\n",
-            Ids::All | Ids::Single => "",
+            Ids::All | Ids::Groups | Ids::Single => "",
         };
         fs::write(own.join("subid"), ids_of).expect("subuid");
         Self { work: work.to_owned(), ids }
@@ -385,7 +387,7 @@ impl Unprivileged {
 
     /// Runs a shell script in `work`. Mounts are gone when it ends.
     fn script(&self, text: &str) -> Command {
-        let owner = if self.ids == Ids::All { 0 } else { USER };
+        let owner = if matches!(self.ids, Ids::All | Ids::Groups) { 0 } else { USER };
         let prepare = format!(
             "chown -hR {owner}:{owner} .\n\
              mount --bind {CASES} user/cases; mount --bind {} user/yadokari\n\
@@ -398,6 +400,7 @@ impl Unprivileged {
         );
         let become_it = match self.ids {
             Ids::All => "--bounding-set=-sys_admin,-sys_ptrace".to_owned(),
+            Ids::Groups => "--bounding-set=-sys_admin,-sys_ptrace,-setuid".to_owned(),
             // What the user makes is the user's.
             Ids::Subordinate | Ids::Single => {
                 format!("--reuid={USER} --regid={USER} --clear-groups")
@@ -465,6 +468,12 @@ fn one_id_alone_builds_the_same_or_says_what_it_lacks() {
         assert!(!output.status.success(), "another owner was silently lost");
         assert!(told(&output).contains("1500"), "{}", told(&output));
     }
+    // That all groups are there, and may be set, gives no file to another user.
+    let groups = Unprivileged::new(work, Ids::Groups);
+    let script = format!("./yadokari build --cache-dir user/cache-groups {quiet}");
+    let output = groups.script(&script).output().expect("unshare");
+    assert!(!output.status.success(), "another owner was silently lost");
+    assert!(told(&output).contains("1500"), "{}", told(&output));
 }
 
 /// What a step in an overlay must not see, in the files and in `/proc`.
@@ -603,13 +612,14 @@ fn the_recorder_misses_nothing() {
 }
 
 /// Ways of `tests/support/writer.c`, and whether such a step may be walked: links may have
-/// changed while threads used them.
+/// changed while threads used them, or lead who knows where.
 const WAYS: &[(&str, bool)] = &[
     ("threads", true),
     ("forks", false),
     ("races", false),
     ("deep", false),
     ("proc", false),
+    ("detours", true),
     ("descriptors", false),
     ("user", false),
 ];
@@ -652,8 +662,8 @@ fn what_a_c_program_can_think_of_is_recorded() {
     for seed in 1..=3 {
         for (way, may_be_walked) in WAYS {
             let dockerfile = format!(
-                "FROM {base}\nCOPY writer /writer\nRUN mkdir -p /base/d /base/e && cd /base && \
-                 for f in a b c own; do echo $f > $f; done; chown 1500 own; ln -s /proc/self/fd link\n\
+                "FROM {base}\nCOPY writer /writer\nRUN mkdir -p /base/d /base/e /still/d /still/e && \
+                 cd /base && for f in a b c own; do echo $f > $f; done; chown 1500 own; ln -s /proc/self/fd link\n\
                  RUN /writer {way} {seed}\nRUN mv /base /gone && rm -rf /w/1\n"
             );
             fs::write(context.join("Dockerfile"), dockerfile).expect("a Dockerfile");

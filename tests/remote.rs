@@ -846,6 +846,40 @@ fn hosts_limits_and_shared_memory_are_as_flags_say_and_leave_nothing() {
     assert!(said.contains("did not complete"), "the step ran with the other address: {said}");
 }
 
+/// `bench`'s command in a shell that did `first`.
+fn after(first: &str, bench: &Bench) -> Command {
+    let command = bench.command();
+    let mut limited = Command::new("sh");
+    limited.args(["-c", &format!("{first}; exec \"$@\""), "sh"]);
+    limited.arg(command.get_program()).args(command.get_args());
+    limited
+}
+
+#[test]
+fn a_step_may_open_as_many_files_as_whoever_started_the_builder() {
+    if !host::require_host(&[]) {
+        return;
+    }
+    let bench = bench_with_busybox(
+        "FROM scratch\nADD root.tar /\nRUN (ulimit -Sn; ulimit -Hn) > /limits\n",
+    );
+    let (image, _) = bench.build_by(&mut after("ulimit -Sn 300; ulimit -Hn 900", &bench));
+    assert_eq!(text(&image, "/limits"), "300\n900\n");
+}
+
+#[test]
+fn large_files_of_a_step_leave_the_builder_descriptors() {
+    if !host::require_host(&[]) {
+        return;
+    }
+    let bench = bench_with_busybox(
+        "FROM scratch\nADD root.tar /\n\
+         RUN for i in $(seq 150); do echo $i | dd of=/large$i bs=1024 seek=1024; done\n",
+    );
+    let (image, _) = bench.build_by(&mut after("ulimit -n 100", &bench));
+    assert!(text(&image, "/large150").ends_with("\0150\n"));
+}
+
 #[test]
 fn a_download_larger_than_memory_allowed_is_streamed() {
     let web = Web::start();
@@ -855,10 +889,6 @@ fn a_download_larger_than_memory_allowed_is_streamed() {
     web.put("/big", Page::File(body, Vec::new()));
     let bench = Bench::new(&format!("FROM scratch\nADD {} /big\n", web.url("/big")));
     // Data and heap together, whatever is mapped: a sixth of the file is enough for all.
-    let script = format!("ulimit -d {}; exec \"$@\"", 160 << 10);
-    let command = bench.command();
-    let mut limited = Command::new("sh");
-    limited.args(["-c", &script, "sh"]).arg(command.get_program()).args(command.get_args());
-    let (image, _) = bench.build_by(&mut limited);
+    let (image, _) = bench.build_by(&mut after(&format!("ulimit -d {}", 160 << 10), &bench));
     assert!(entry(&image, "/big").is_some());
 }

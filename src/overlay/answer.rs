@@ -74,7 +74,8 @@ impl Overlay {
     }
 
     /// Runs `body`, which writes to `node`. If the writer `may_not_keep` set-id bits,
-    /// they go first, and the kernel is told: it runs programs by what it has cached.
+    /// they go first, and the kernel is told: it runs programs by what it has cached. They
+    /// are gone also if nothing can be written then, as on a disk.
     ///
     /// # Errors
     /// The errno to answer with.
@@ -85,14 +86,15 @@ impl Overlay {
         may_not_keep: bool,
         body: impl FnOnce(&Self) -> Answer<T>,
     ) -> Result<T, i32> {
-        let (result, is_changed) = self.answer(operation, |overlay| {
-            let is_changed = may_not_keep && overlay.op_kill_set_id(node)?.is_some();
-            Ok((body(overlay)?, is_changed))
-        })?;
+        let mut is_changed = false;
+        let result = self.answer(operation, |overlay| {
+            is_changed = may_not_keep && overlay.op_kill_set_id(node)?.is_some();
+            body(overlay)
+        });
         if is_changed {
             self.drop_attributes(node);
         }
-        Ok(result)
+        result
     }
 
     /// Answers setxattr(2).
@@ -220,7 +222,45 @@ impl Overlay {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::Mutex;
+
     use super::*;
+    use crate::overlay::inode::ROOT;
+    use crate::overlay::kernel::Kernel;
+    use crate::overlay::ops::NewNode;
+
+    /// Whose attributes were to be dropped.
+    #[derive(Default)]
+    struct Told(Mutex<Vec<Ino>>);
+
+    impl Kernel for Told {
+        fn drop_entry(&self, _: Ino, _: &[u8]) {}
+
+        fn drop_node(&self, _: Ino) {}
+
+        fn drop_attributes(&self, ino: Ino) {
+            self.0.lock().expect("no panic").push(ino);
+        }
+    }
+
+    #[test]
+    fn the_kernel_learns_that_set_id_bits_are_gone_though_the_write_failed() {
+        let overlay = Overlay::new(Vec::new(), &std::env::temp_dir()).expect("a directory");
+        let told = Arc::new(Told::default());
+        *overlay.kernel() = Some(Arc::clone(&told) as Arc<dyn Kernel>);
+        let (kind, device) = (Kind::File, Device::default());
+        let new = NewNode { kind, mode: 0o4755, uid: 0, gid: 0, device, target: &[] };
+        let node = overlay.op_make(ROOT, b"f", &new).expect("a file").ino;
+        let full = |_: &Overlay| Err::<(), _>(Fault::Full);
+        let write =
+            |may_not_keep| overlay.answer_writer(Operation::Write, node, may_not_keep, full);
+        assert_eq!(write(false), Err(libc::ENOSPC));
+        assert!(told.0.lock().expect("no panic").is_empty());
+        assert_eq!(write(true), Err(libc::ENOSPC));
+        assert_eq!(overlay.op_getattr(node).expect("a file").face.mode, 0o755);
+        assert_eq!(*told.0.lock().expect("no panic"), [node]);
+    }
 
     #[test]
     fn device_numbers_survive_the_kernels_packing() {

@@ -156,11 +156,10 @@ impl Overlay {
         let digest = content.known_digest();
         let source = Source::foreign(content);
         let whole = Extent { start: 0, length: size, source, at: 0, epoch: SEALED };
-        let body = Body {
-            extents: Arc::new(Extents::from_sorted([whole].into_iter())),
-            whole: digest.map_or(Whole::Unknown, Whole::Digest),
-            flat: None,
-        };
+        let body = Body::new(
+            Arc::new(Extents::from_sorted([whole].into_iter())),
+            digest.map_or(Whole::Unknown, Whole::Digest),
+        );
         self.put(directory, name, attributes, &NewNode::of(Kind::File), |table, ino| {
             let inode = table.inode_mut(ino)?;
             inode.face.size = size;
@@ -370,11 +369,7 @@ impl Table {
             return;
         }
         let token = content.identity();
-        let settled = Body {
-            extents: Arc::new(layer.extents(part.node)),
-            whole: Whole::Lower(part),
-            flat: None,
-        };
+        let settled = Body::new(Arc::new(layer.extents(part.node)), Whole::Lower(part));
         let holds = |body: &Body, size: u64| Some(body.extents.identity(size)) == token;
         if let Ok(inode) = self.inode_mut(ino)
             && let Matter::File(Some(body)) = &mut inode.matter

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use super::upper::Ticket;
 use crate::tree::Content;
 use crate::tree::read_exact_at;
 
@@ -30,11 +31,18 @@ fn fresh_id() -> u64 {
 pub(super) struct Backing {
     id: u64,
     file: Arc<File>,
+    /// What a flat file has of the files that may be open.
+    _ticket: Option<Ticket>,
 }
 
 impl Backing {
     pub(super) fn new(file: Arc<File>) -> Arc<Self> {
-        Arc::new(Self { id: fresh_id(), file })
+        Arc::new(Self { id: fresh_id(), file, _ticket: None })
+    }
+
+    /// One that gives `ticket` back when nobody shows its bytes any more.
+    pub(super) fn with_ticket(file: Arc<File>, ticket: Ticket) -> Arc<Self> {
+        Arc::new(Self { id: fresh_id(), file, _ticket: Some(ticket) })
     }
 
     pub(super) fn write_all(&self, bytes: &[u8], at: u64) -> io::Result<()> {

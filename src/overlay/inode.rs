@@ -102,6 +102,15 @@ pub(super) struct Body {
     pub(super) whole: Whole,
     /// Its flat file and the epoch in which that may be written.
     pub(super) flat: Option<(Arc<Backing>, u64)>,
+    /// How often another file came to show bytes of this one.
+    pub(super) shares: u64,
+}
+
+impl Body {
+    /// Bytes that were not written here.
+    pub(super) fn new(extents: Arc<Extents>, whole: Whole) -> Self {
+        Self { extents, whole, flat: None, shares: 0 }
+    }
 }
 
 /// An entry of a directory.

@@ -61,6 +61,7 @@ impl Rendezvous {
         let mut count = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
         count.arrived = 0;
         count.meeting += 1;
+        self.changed.notify_all();
     }
 
     /// Whether a request for `name` is one to meet.

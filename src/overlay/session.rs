@@ -207,7 +207,8 @@ impl Overlay {
         session.raise_read_ahead();
         let (at, abort) = (at.to_owned(), session.control("abort"));
         let patience = options.patience.unwrap_or(watchdog::PATIENCE);
-        let watchdog = Watchdog::start(self, patience, move || cut(&at, abort.as_deref()));
+        let cut = move || cut(&at, abort.as_deref());
+        let watchdog = Watchdog::start(self, server.alarm, patience, cut);
         session.watchdog = Some(watchdog.map_err(failed)?);
         Ok(session)
     }
@@ -386,33 +387,58 @@ impl Session {
         self.sync_or_give_up();
         // MNT_FORCE cuts the connection, so the threads end even if something holds
         // the mount. In a user namespace it is forbidden.
-        let flags = UnmountFlags::FORCE | UnmountFlags::DETACH;
-        let unmounted = apart(|| match rustix::mount::unmount(at, flags) {
-            Err(Errno::PERM) => rustix::mount::unmount(at, UnmountFlags::DETACH),
+        let force = || match rustix::mount::unmount(at, UnmountFlags::FORCE | UnmountFlags::DETACH)
+        {
             // The watchdog was here before.
             Err(Errno::INVAL) => Ok(()),
             result => result,
+        };
+        let detach = || rustix::mount::unmount(at, UnmountFlags::DETACH);
+        let unmounted = apart(|| match force() {
+            Err(Errno::PERM) => detach(),
+            result => result,
         });
+        // Without a thread to be had (pids.max): a mount that was cut off asks nothing of
+        // anybody, so this one may do it.
+        let unmounted = unmounted.or_else(|error| match force() {
+            Err(Errno::PERM) if self.abort() => Ok(detach()),
+            Err(Errno::PERM) => Err(error),
+            result => Ok(result),
+        });
+        let joined = self.join();
+        *self.client.overlay.kernel() = None;
+        self.client.overlay.table().forget_all();
+        unmounted??;
+        joined
+    }
+
+    /// Waits until the threads have ended, and makes them if need be.
+    fn join(&mut self) -> io::Result<()> {
         let (done, wait) = std::sync::mpsc::sync_channel(1);
         let threads = std::mem::take(&mut self.threads);
-        std::thread::spawn(move || done.send(join(threads)));
+        let thread = std::thread::Builder::new().name("join".to_owned());
+        if let Err(error) = thread.spawn(move || done.send(join(threads))) {
+            // Nobody waits for them.
+            self.abort();
+            return Err(error);
+        }
         let joined = wait.recv_timeout(GRACE).or_else(|_| {
             self.abort();
             wait.recv_timeout(GRACE)
         });
-        *self.client.overlay.kernel() = None;
         // If they don't end, the threads stay, answering whoever holds the copy.
-        let joined = joined.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        self.client.overlay.table().forget_all();
-        unmounted??;
-        joined
+        joined.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Syncs in a thread that may hang: a server that is stuck must not keep anybody
     /// from cutting it off, which ends the hanging too.
     fn sync_or_give_up(&self) {
         let (client, (done, wait)) = (self.client.clone(), std::sync::mpsc::sync_channel(1));
-        std::thread::spawn(move || done.send(client.sync()));
+        let thread = std::thread::Builder::new().name("sync".to_owned());
+        if let Err(error) = thread.spawn(move || done.send(client.sync())) {
+            tracing::warn!(%error, "unmounting without the last writes");
+            return;
+        }
         match wait.recv_timeout(GRACE) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "unmounting without the last writes"),
@@ -422,12 +448,14 @@ impl Session {
         }
     }
 
-    /// Cuts the connection by fusectl.
-    fn abort(&self) {
-        let Some(path) = self.control("abort") else { return };
-        if let Err(error) = abort(&path) {
+    /// Cuts the connection by fusectl; whether that worked.
+    fn abort(&self) -> bool {
+        let Some(path) = self.control("abort") else { return false };
+        let aborted = abort(&path);
+        if let Err(error) = &aborted {
             tracing::warn!(%error, path = %path.display(), "cannot abort the FUSE connection");
         }
+        aborted.is_ok()
     }
 }
 
@@ -509,7 +537,13 @@ fn meet(rendezvous: &Rendezvous, root: &OwnedFd) -> bool {
     let name = rendezvous.name();
     let met = std::thread::scope(|scope| {
         let ask = || rustix::fs::fgetxattr(root, name, &mut [0; 1]);
-        let askers: Vec<_> = (0..rendezvous.threads()).map(|_| scope.spawn(ask)).collect();
+        let start = |_| std::thread::Builder::new().name("ask".to_owned()).spawn_scoped(scope, ask);
+        let askers: io::Result<Vec<_>> = (0..rendezvous.threads()).map(start).collect();
+        let Ok(askers) = askers else {
+            // Those that there are would wait for the others.
+            rendezvous.open(false);
+            return false;
+        };
         askers.into_iter().all(|asker| matches!(asker.join(), Ok(Err(Errno::NODATA))))
     });
     rendezvous.open(false);

@@ -281,7 +281,7 @@ impl Table {
             Some((part, layer)) => (layer.extents(part.node), Whole::Lower(part)),
             None => (Extents::default(), Whole::Unknown),
         };
-        Body { extents: Arc::new(extents), whole, flat: None }
+        Body::new(Arc::new(extents), whole)
     }
 
     /// The extents and size of the file `ino`, read from the index once.

@@ -20,6 +20,7 @@ use super::kernel::Kernel;
 use super::rendezvous::Rendezvous;
 use super::ring;
 use super::ring::Bells;
+use super::watchdog::Alarm;
 use super::wire;
 use super::wire::Core;
 
@@ -81,6 +82,8 @@ pub(super) struct Server {
     pub(super) quiet: Quiet,
     pub(super) kernel: Arc<dyn Kernel>,
     pub(super) transport: Transport,
+    /// Raised when one of the threads ends too early.
+    pub(super) alarm: Alarm,
 }
 
 /// How to know that whatever the kernel has sent is answered.
@@ -113,14 +116,16 @@ pub(super) fn serve(
         let server = fuser::Session::from_fd(adapter, device, SessionACL::All, config);
         let background = server.and_then(fuser::Session::spawn)?;
         let kernel = Arc::new(Caches(background.notifier()));
-        return Ok(Server { threads: vec![background.guard], quiet, kernel, transport });
+        let (threads, alarm) = (vec![background.guard], Alarm::default());
+        return Ok(Server { threads, quiet, kernel, transport, alarm });
     }
     let device = Arc::new(device);
     let agreement = device::agree(&device, false)?;
     let core = Arc::new(Core::new(Arc::clone(overlay), Some(rendezvous), agreement));
     let threads = device::start(&core, &device, threads)?;
     let kernel = Arc::new(Notices(device));
-    Ok(Server { threads, quiet, kernel, transport: Transport::Device })
+    let alarm = core.alarm().clone();
+    Ok(Server { threads, quiet, kernel, transport: Transport::Device, alarm })
 }
 
 /// Answers requests of the mount that `device` belongs to by io_uring, with one thread
@@ -141,8 +146,9 @@ pub(super) fn serve_ring(
     let core = Arc::new(Core::new(Arc::clone(overlay), None, agreement));
     let (bells, mut threads) = crew.start(&core, &device)?;
     threads.extend(device::start(&core, &device, 1)?);
-    let kernel = Arc::new(Notices(device));
-    Ok(Server { threads, quiet: Quiet::Idle(bells), kernel, transport: Transport::Ring })
+    let (kernel, quiet) = (Arc::new(Notices(device)), Quiet::Idle(bells));
+    let alarm = core.alarm().clone();
+    Ok(Server { threads, quiet, kernel, transport: Transport::Ring, alarm })
 }
 
 /// The caches of a mount, by notifications of ours.

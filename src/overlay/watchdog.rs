@@ -1,9 +1,15 @@
 //! Cuts a mount off when the server doesn't answer any more.
 //!
 //! A program that waits for an answer can't be killed, and with it the step, the
-//! builder and the machine's shutdown hang. So each request under way is known by when
-//! it began, and one that takes minutes ends the mount: whoever waits gets an error.
+//! builder and the machine's shutdown hang. So each request under way is known, and one
+//! that takes minutes ends the mount: whoever waits gets an error.
+//!
+//! What counts is how often in a row the watchdog has found a request under way, not how
+//! long by the clock: a builder that was stopped (SIGSTOP, `docker pause`, a frozen
+//! cgroup) answered nothing meanwhile, and nothing is wrong with it. While it is stopped
+//! the watchdog doesn't look either.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::TryLockError;
@@ -14,7 +20,6 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
-use std::time::Instant;
 
 use super::Overlay;
 
@@ -22,17 +27,33 @@ use super::Overlay;
 /// a mebibyte of a local disk.
 pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 
+/// How often a request is found under way before its time is up.
+const LOOKS: u32 = 4;
+
 /// More threads than mounts have, except on the largest machines.
 const SLOTS: usize = 512;
 
-/// When the requests under way began.
+/// The requests under way.
 #[derive(Debug)]
 pub(super) struct Pulse {
-    start: Instant,
-    /// Milliseconds since `start`, and one; 0 for a thread that has nothing to answer.
-    begun: [AtomicU64; SLOTS],
-    /// Whether there are requests that nobody will answer.
-    is_hopeless: AtomicBool,
+    /// For each thread the number of its request, counted by itself; 0 if it has none.
+    under_way: [AtomicU64; SLOTS],
+}
+
+/// Raised when there are requests of a mount that nobody will answer. It is the mount's
+/// own: a thread of an earlier one may end late.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Alarm(Arc<AtomicBool>);
+
+impl Alarm {
+    /// A thread that should answer ends before the mount does.
+    pub(super) fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 thread_local! {
@@ -42,43 +63,23 @@ thread_local! {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         NEXT.fetch_add(1, Ordering::Relaxed) % SLOTS
     };
+    /// Requests that this thread has begun.
+    static BEGUN: Cell<u64> = const { Cell::new(0) };
 }
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self {
-            start: Instant::now(),
-            begun: [const { AtomicU64::new(0) }; SLOTS],
-            is_hopeless: AtomicBool::new(false),
-        }
+        Self { under_way: [const { AtomicU64::new(0) }; SLOTS] }
     }
 }
 
 impl Pulse {
     /// A request begins in this thread; it ends when the value is dropped.
     pub(super) fn begin(&self) -> UnderWay<'_> {
-        let slot = &self.begun[SLOT.with(|slot| *slot)];
-        slot.store(self.now(), Ordering::Relaxed);
+        let slot = &self.under_way[SLOT.with(|slot| *slot)];
+        BEGUN.set(BEGUN.get() + 1);
+        slot.store(BEGUN.get(), Ordering::Relaxed);
         UnderWay(slot)
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
-    }
-
-    /// A thread that should answer ends before the mount does.
-    pub(super) fn give_up(&self) {
-        self.is_hopeless.store(true, Ordering::Relaxed);
-    }
-
-    /// How long the oldest request has been under way.
-    fn longest(&self) -> Duration {
-        if self.is_hopeless.swap(false, Ordering::Relaxed) {
-            return Duration::MAX;
-        }
-        let begun = self.begun.iter().map(|slot| slot.load(Ordering::Relaxed));
-        let oldest = begun.filter(|&begun| begun > 0).min();
-        Duration::from_millis(oldest.map_or(0, |begun| self.now().saturating_sub(begun)))
     }
 }
 
@@ -91,6 +92,34 @@ impl Drop for UnderWay<'_> {
     }
 }
 
+/// What was under way when somebody last looked.
+struct Watch {
+    /// For each slot the number of the request, and how often in a row it was there.
+    seen: Vec<(u64, u32)>,
+}
+
+impl Watch {
+    fn new() -> Self {
+        Self { seen: vec![(0, 0); SLOTS] }
+    }
+
+    /// Looks again; gives how often in a row the oldest request has been found by now.
+    fn look(&mut self, pulse: &Pulse) -> u32 {
+        let mut most = 0;
+        for (slot, (number, times)) in pulse.under_way.iter().zip(&mut self.seen) {
+            let found = slot.load(Ordering::Relaxed);
+            *times = match found {
+                0 => 0,
+                same if same == *number => *times + 1,
+                _ => 1,
+            };
+            *number = found;
+            most = most.max(*times);
+        }
+        most
+    }
+}
+
 /// Watches one mount until it is dropped.
 #[derive(Debug)]
 pub(super) struct Watchdog {
@@ -100,25 +129,24 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// Calls `cut` once, in a thread of its own, when a request of `overlay` has taken
-    /// longer than `patience`.
+    /// longer than `patience`, or `alarm` was raised.
     ///
     /// # Errors
     /// When no thread can be started.
     pub(super) fn start(
         overlay: &Arc<Overlay>,
+        alarm: Alarm,
         patience: Duration,
         cut: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<Self> {
         let (end, wait) = std::sync::mpsc::sync_channel(0);
         let overlay = Arc::clone(overlay);
         std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
-            while wait.recv_timeout(patience / 4) == Err(RecvTimeoutError::Timeout) {
-                let longest = overlay.pulse.longest();
-                if longest > patience {
-                    tracing::error!(
-                        seconds = longest.as_secs(),
-                        "the overlay does not answer a request; its mount is cut off"
-                    );
+            let mut watch = Watch::new();
+            while wait.recv_timeout(patience / LOOKS) == Err(RecvTimeoutError::Timeout) {
+                // The first time says nothing about how long it has been there.
+                if alarm.is_raised() || watch.look(&overlay.pulse) > LOOKS {
+                    tracing::error!("the overlay does not answer a request; its mount is cut off");
                     // Before anybody learns of it; and once more, if a request that ends
                     // by it had the lock.
                     give_up_the_log(&overlay);
@@ -150,18 +178,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_request_under_way_counts() {
-        let pulse = Pulse::default();
-        assert_eq!(pulse.longest(), Duration::ZERO);
+    fn the_request_that_was_found_most_often_counts() {
+        let (pulse, mut watch) = (Pulse::default(), Watch::new());
+        assert_eq!(watch.look(&pulse), 0);
         let request = pulse.begin();
-        while pulse.longest() < Duration::from_millis(3) {
-            std::thread::yield_now();
+        for times in 1..4 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| drop(pulse.begin()));
+            });
+            assert_eq!(watch.look(&pulse), times);
         }
-        std::thread::scope(|scope| {
-            scope.spawn(|| drop(pulse.begin()));
-        });
-        assert!(pulse.longest() >= Duration::from_millis(3));
         drop(request);
-        assert_eq!(pulse.longest(), Duration::ZERO);
+        assert_eq!(watch.look(&pulse), 0);
+    }
+
+    #[test]
+    fn the_next_request_of_a_thread_is_another_one() {
+        let (pulse, mut watch) = (Pulse::default(), Watch::new());
+        for _ in 0..4 {
+            let request = pulse.begin();
+            assert_eq!(watch.look(&pulse), 1);
+            drop(request);
+        }
     }
 }

@@ -18,6 +18,7 @@ use rustix::thread::UnshareFlags;
 use super::error::Operation;
 use super::in_place;
 use super::init;
+use super::open_files;
 use super::spec;
 use super::spec::Failure;
 use super::spec::Process;
@@ -119,6 +120,7 @@ fn outer() -> i32 {
     if parent != spec.builder {
         return GAVE_UP; // died before it could be watched
     }
+    open_files::put_back(spec.open_files);
     // A terminal's Ctrl-C is the builder's to handle.
     let _ = rustix::process::setsid();
     let process = spec.process;

@@ -37,6 +37,7 @@ use super::spec::Fallback;
 use super::spec::InPlace;
 use super::spec::Process;
 use super::spec::Report;
+use super::user_namespace;
 
 /// The byte by which the builder asks to send SIGTERM to the command. The end of
 /// the stream asks pid 1 to end at once.
@@ -255,8 +256,7 @@ fn rights(process: &Process, control: &Control) -> Result<(), Failure> {
     groups.extend(user.groups.iter().copied().map(thread::Gid::from_raw));
     groups.dedup();
     match thread::set_thread_groups(&groups) {
-        // In a user namespace with one id only.
-        Err(errno @ Errno::PERM) if has_one_id() => {
+        Err(errno @ Errno::PERM) if groups_are_denied() => {
             control.send(&Report::Fallback(Fallback::KeptGroups(errno.raw_os_error())));
         }
         result => result.map_err(Failure::of(Operation::User, name))?,
@@ -280,9 +280,9 @@ fn rights(process: &Process, control: &Control) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether this is a user namespace that maps our own id alone: nobody gets more without
-/// the right to set groups.
-fn has_one_id() -> bool {
+/// Whether nobody may set groups in this user namespace: so it is if its map was written
+/// without the right to map more than one group.
+fn groups_are_denied() -> bool {
     std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny")
 }
 
@@ -295,7 +295,7 @@ fn filter(process: &Process, control: &Control) {
             if let Err(error) = seccomp::install() {
                 control.send(&Report::Fallback(Fallback::NoSeccomp(errno(error))));
             }
-            if has_one_id() {
+            if user_namespace::has_one_id() {
                 let sent = recorder::owners::install()
                     .and_then(|listener| control.send_listener(&listener, false));
                 if let Err(error) = sent {

@@ -30,6 +30,7 @@ mod calls;
 mod filter;
 mod listener;
 pub(super) mod owners;
+mod proc_links;
 mod process;
 
 pub(super) use listener::install;
@@ -67,6 +68,11 @@ use calls::Place;
 use calls::places;
 use listener::Listener;
 use listener::Notice;
+use proc_links::as_callers;
+use proc_links::fails_for_all;
+use proc_links::is_of_proc;
+use proc_links::open_same_for_all;
+use proc_links::proc_link;
 use process::Caller;
 use process::Memories;
 use process::Unreadable;
@@ -512,11 +518,16 @@ impl<'a> Scribe<'a> {
         full: Vec<u8>,
         links: Links,
     ) -> Result<Option<Vec<u8>>, Unreadable> {
-        let Some((link, rest)) = proc_link(caller, &full) else { return Ok(Some(full)) };
+        let Some((link, rest)) = proc_link(caller, &full) else {
+            if is_of_proc(&full) && full.split(|&byte| byte == b'/').any(|part| part == b"..") {
+                return Err(Unreadable::Call("a path leads into /proc and up again".to_owned()));
+            }
+            return Ok(Some(full));
+        };
         if !rest.is_empty() {
             let Some(target) = caller.target(&link)? else { return Ok(None) };
             let is_path = target.first() == Some(&b'/');
-            return Ok(is_path.then(|| [target.as_slice(), b"/", rest.as_slice()].concat()));
+            return Ok(is_path.then(|| [target.as_slice(), rest].concat()));
         }
         if links == Links::Followed {
             self.linked(caller, &link)?;
@@ -543,17 +554,24 @@ impl<'a> Scribe<'a> {
             let cut = full.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
             let (parent, name) = (&full[..cut.max(1)], &full[cut + 1..]);
             if name.is_empty() || name == b"." || name == b".." {
-                match open_directory(&full).and_then(|directory| path_of(&directory)) {
+                match open_same_for_all(&full).and_then(|directory| path_of(&directory)) {
                     Ok(path) => self.enter(path, kind),
-                    Err(_) => self.as_written(&full, kind),
+                    Err(errno) => {
+                        fails_for_all(&full, errno)?;
+                        self.as_written(&full, kind);
+                    }
                 }
                 return Ok(());
             }
-            let Ok((directory, opened)) = self.directory(parent) else {
+            let (directory, opened) = match self.directory(parent) {
+                Ok(found) => found,
                 // It fails, or another thread is just making what is missing: then
                 // that is noted, with everything below it.
-                self.as_written(&full, kind);
-                return Ok(());
+                Err(errno) => {
+                    fails_for_all(parent, errno)?;
+                    self.as_written(&full, kind);
+                    return Ok(());
+                }
             };
             let lexical = RootPath::clamped(&full);
             let Some(entry) = RootPath::clamped(name).map(|name| directory.join_path(&name)) else {
@@ -603,7 +621,7 @@ impl<'a> Scribe<'a> {
         if let Some(known) = self.directories.get(path) {
             return Ok((known.clone(), None));
         }
-        let opened = open_directory(path)?;
+        let opened = open_same_for_all(path)?;
         let canonical = path_of(&opened)?;
         self.directories.insert(path, &canonical);
         Ok((canonical, Some(opened)))
@@ -727,44 +745,6 @@ fn is_plain(path: &RootPath) -> bool {
         }
         Err(errno) => errno == Errno::NOENT,
     }
-}
-
-/// Splits a path through a link of `/proc` that every process has its own of: the link
-/// as we see that of `caller`, and what comes after it.
-fn proc_link(caller: &Caller, full: &[u8]) -> Option<(String, Vec<u8>)> {
-    if !full.starts_with(b"/proc/") && !full.starts_with(b"/dev/fd/") {
-        return None;
-    }
-    let path = RootPath::clamped(full)?;
-    let mut parts = path.components().peekable();
-    let link = match (parts.next()?, parts.next()?) {
-        (b"dev", b"fd") => {
-            let number = std::str::from_utf8(parts.next()?).ok()?;
-            caller.entry(b"self")? + "/fd/" + number
-        }
-        (b"proc", who) => {
-            let mut entry = caller.entry(who)?;
-            if parts.next_if_eq(&b"task".as_slice()).is_some() {
-                entry = caller.entry(parts.next()?)?;
-            }
-            match parts.next()? {
-                b"fd" => entry + "/fd/" + std::str::from_utf8(parts.next()?).ok()?,
-                b"cwd" => entry + "/cwd",
-                b"root" => entry + "/root",
-                _ => return None,
-            }
-        }
-        _ => return None,
-    };
-    let rest: Vec<&[u8]> = parts.collect();
-    Some((link, rest.join(&b'/')))
-}
-
-/// What a path that led us to our own entry in `/proc` is to whoever used it.
-fn as_callers(entry: &RootPath) -> Option<Vec<u8>> {
-    let own = format!("proc/{}/", rustix::process::getpid().as_raw_pid());
-    let rest = entry.as_bytes().strip_prefix(own.as_bytes())?;
-    Some([b"/proc/self/", rest].concat())
 }
 
 fn open_directory(path: &[u8]) -> rustix::io::Result<OwnedFd> {

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::error::Operation;
 use super::namespaces::Cancel;
+use super::open_files;
 use super::recorder::Recorder;
 use super::user::User;
 use crate::path::RootPath;
@@ -330,18 +331,21 @@ impl Failure {
     }
 }
 
-/// What the builder sends: its own process id, to notice its death, and the process.
+/// What the builder sends: its own process id, to notice its death, the soft limit of
+/// open files if its own is another one by now, and the process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Spec<P> {
     pub(super) builder: i32,
+    pub(super) open_files: Option<u64>,
     pub(super) process: P,
 }
 
 /// The message of a [`Spec`]: length (u32, little endian), then JSON.
 pub(super) fn encode(process: &Process) -> Result<Vec<u8>, serde_json::Error> {
     let builder = rustix::process::getpid().as_raw_pid();
+    let open_files = open_files::before();
     let mut message = vec![0; 4];
-    serde_json::to_writer(&mut message, &Spec { builder, process })?;
+    serde_json::to_writer(&mut message, &Spec { builder, open_files, process })?;
     let length = u32::try_from(message.len() - 4).unwrap_or(u32::MAX);
     message[..4].copy_from_slice(&length.to_le_bytes());
     Ok(message)

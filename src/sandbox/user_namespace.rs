@@ -143,6 +143,18 @@ fn enter(mut helper: UnixStream, outside: &Outside) -> Result<Option<String>, Us
     Ok(Some(why).filter(|why| !why.is_empty()))
 }
 
+/// Whether no file can be given to somebody else in the user namespace that we are in:
+/// there is one user or one group alone.
+pub(super) fn has_one_id() -> bool {
+    let is_single = |path| fs::read_to_string(path).is_ok_and(|map| size(&map) <= 1);
+    is_single("/proc/self/uid_map") || is_single("/proc/self/gid_map")
+}
+
+/// How many ids a map has.
+fn size(map: &str) -> u64 {
+    map.lines().filter_map(range).map(|(_, count)| count).sum()
+}
+
 /// First id, from 0 on, that a map (`INSIDE OUTSIDE COUNT` a line) lacks.
 fn mapped(map: &str) -> u32 {
     let mut ranges: Vec<(u64, u64)> = map.lines().filter_map(range).collect();
@@ -274,6 +286,14 @@ mod tests {
         assert_eq!(mapped("0 1000 1\n5 100000 10\n"), 1, "a gap ends it");
         assert_eq!(mapped("1000 1000 1\n"), 0);
         assert_eq!(mapped(""), 0);
+    }
+
+    #[test]
+    fn the_size_of_a_map_is_that_of_all_its_lines() {
+        assert_eq!(size("         0          0 4294967295\n"), 4_294_967_295);
+        assert_eq!(size("0 1000 1\n"), 1);
+        assert_eq!(size("1000 1000 1\n"), 1, "wherever it begins");
+        assert_eq!(size("0 1000 1\n5 100000 10\n"), 11);
     }
 
     #[test]

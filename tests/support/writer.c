@@ -158,6 +158,26 @@ static void proc(void) {
 	MUST(again);
 	sprintf(name, "/base/link/%d", again);
 	MUST(chmod(name, 0604));
+	/* Up from where the link leads, not from where it is. */
+	int other = open("/still/d", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	MUST(other);
+	sprintf(name, "/proc/self/fd/%d/../beside", other);
+	put(AT_FDCWD, name, "beside the descriptor's");
+	MUST(chdir("/still/e"));
+	put(AT_FDCWD, "/proc/self/cwd/../d/../up", "up from the directory");
+	MUST(chmod("/proc/self/cwd/.", 0711));
+}
+
+/* The same links where it can't be seen from the path. */
+static void detours(unsigned seed) {
+	char name[64];
+	int directory = open("/still/d", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	MUST(directory);
+	MUST(chdir("/still/e"));
+	if (seed == 1) sprintf(name, "/base/link/%d/over", directory);
+	else if (seed == 2) sprintf(name, "//proc/self/cwd/over");
+	else sprintf(name, "/proc/self/fd/../cwd/over");
+	put(AT_FDCWD, name, "over a link");
 }
 
 static void descriptors(void) {
@@ -256,6 +276,7 @@ int main(int count, char **words) {
 	else if (!strcmp(how, "deep")) deep(40);
 	else if (!strcmp(how, "deeper")) deep(80);
 	else if (!strcmp(how, "proc")) proc();
+	else if (!strcmp(how, "detours")) detours(seed);
 	else if (!strcmp(how, "descriptors")) descriptors();
 	else if (!strcmp(how, "user")) user();
 	else return 2;

@@ -13,6 +13,7 @@ use crate::overlay::errno::Answer;
 use crate::overlay::errno::Fault;
 use crate::overlay::extent::Backing;
 use crate::overlay::extent::Extent;
+use crate::overlay::extent::SEALED;
 use crate::overlay::extent::Source;
 use crate::overlay::inode::Ino;
 use crate::overlay::inode::Matter;
@@ -58,6 +59,8 @@ struct Plan {
     backing: Arc<Backing>,
     at: u64,
     epoch: u64,
+    /// [`Body::shares`] when it was made.
+    shares: u64,
 }
 
 fn checked_range(offset: u64, length: u64) -> Answer<Range<u64>> {
@@ -116,15 +119,7 @@ impl Overlay {
         };
         plan.backing.write_all(bytes, plan.at)?;
         let mut table = self.table();
-        let (body, face) = table.body_mut(ino)?;
-        Arc::make_mut(&mut body.extents).insert(Extent {
-            start: range.start,
-            length: range.end - range.start,
-            source: Source::Backing(plan.backing),
-            at: plan.at,
-            epoch: plan.epoch,
-        });
-        face.size = face.size.max(range.end);
+        table.written(ino, &range, plan)?;
         if is_call { table.modified(ino, now()) } else { table.modified_late(ino, now()) }
     }
 
@@ -187,6 +182,9 @@ impl Overlay {
         // Both are sealed by sharing, and that is no change of the source.
         let shared = match &mut table.inode_mut(from)?.matter {
             Matter::File(Some(body)) => {
+                // It would be written in place, below what is shared now.
+                body.flat = None;
+                body.shares += 1;
                 Arc::make_mut(&mut body.extents).share(&(offset..offset + length))
             }
             _ => return Err(Fault::Invalid),
@@ -203,9 +201,6 @@ impl Overlay {
             extents.insert(Extent { start, ..extent });
         }
         face.size = face.size.max(range.end);
-        if let Matter::File(Some(source)) = &mut table.inode_mut(from)?.matter {
-            source.flat = None;
-        }
         table.modified(to, now())?;
         Ok(length)
     }
@@ -224,28 +219,45 @@ impl Table {
     fn plan(&mut self, ino: Ino, range: &Range<u64>) -> Answer<Plan> {
         let epoch = self.upper.epoch();
         let (body, face) = self.body_mut(ino)?;
+        let shares = body.shares;
         if let Some((flat, born)) = &body.flat
             && *born == epoch
         {
-            return Ok(Plan { backing: Arc::clone(flat), at: range.start, epoch });
+            return Ok(Plan { backing: Arc::clone(flat), at: range.start, epoch, shares });
         }
         if let Some(extent) = body.extents.covering(range)
             && extent.epoch == epoch
             && let Source::Backing(backing) = &extent.source
         {
             let at = extent.at + (range.start - extent.start);
-            return Ok(Plan { backing: Arc::clone(backing), at, epoch });
+            return Ok(Plan { backing: Arc::clone(backing), at, epoch, shares });
         }
         if range.end.max(face.size) > FLAT_FROM {
             // Without a file handle to spare, the log will do.
             if let Ok(flat) = self.upper.flat() {
                 let (body, _) = self.body_mut(ino)?;
                 body.flat = Some((Arc::clone(&flat), epoch));
-                return Ok(Plan { backing: flat, at: range.start, epoch });
+                return Ok(Plan { backing: flat, at: range.start, epoch, shares });
             }
         }
         let room = self.upper.reserve(range.end - range.start)?;
-        Ok(Plan { backing: room.backing, at: room.at, epoch })
+        Ok(Plan { backing: room.backing, at: room.at, epoch, shares })
+    }
+
+    /// Lets the file `ino` show what was written as planned to `range` of it.
+    fn written(&mut self, ino: Ino, range: &Range<u64>, plan: Plan) -> Answer<()> {
+        let (body, face) = self.body_mut(ino)?;
+        // Was the file copied meanwhile, the copy may show the place that was written to.
+        let epoch = if body.shares == plan.shares { plan.epoch } else { SEALED };
+        Arc::make_mut(&mut body.extents).insert(Extent {
+            start: range.start,
+            length: range.end - range.start,
+            source: Source::Backing(plan.backing),
+            at: plan.at,
+            epoch,
+        });
+        face.size = face.size.max(range.end);
+        Ok(())
     }
 
     /// Makes the file `ino` `size` bytes long. The node must have been touched.
@@ -279,5 +291,60 @@ impl Table {
             return Ok(());
         }
         self.modified(ino, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::overlay::inode::ROOT;
+    use crate::overlay::ops::NewNode;
+    use crate::tree::Device;
+    use crate::tree::Kind;
+
+    fn file(overlay: &Overlay, name: &[u8], bytes: &[u8]) -> Ino {
+        let (kind, device) = (Kind::File, Device::default());
+        let new = NewNode { kind, mode: 0o644, uid: 0, gid: 0, device, target: &[] };
+        let ino = overlay.op_make(ROOT, name, &new).expect("a file").ino;
+        overlay.op_write(ino, 0, bytes).expect("room");
+        ino
+    }
+
+    fn bytes(overlay: &Overlay, ino: Ino) -> Vec<u8> {
+        let mut buffer = vec![0; 3 << 20];
+        let count = overlay.op_read(ino, 0, &mut buffer).expect("readable");
+        buffer.truncate(count);
+        buffer
+    }
+
+    /// Both ways to write in place: into the log and into a flat file. What happens
+    /// between a write and the next one must not let a copy see the latter.
+    fn write_around(between: impl Fn(&Overlay, Ino)) {
+        for size in [4096, 2 << 20] {
+            let overlay = Overlay::new(Vec::new(), &std::env::temp_dir()).expect("a directory");
+            let (from, to) = (file(&overlay, b"a", &vec![1; size]), file(&overlay, b"b", b""));
+            let range = 0..size as u64;
+            let plan = overlay.table().plan(from, &range).expect("room");
+            overlay.op_copy((from, 0), (to, 0), size as u64).expect("copied");
+            plan.backing.write_all(&vec![2; size], plan.at).expect("room");
+            between(&overlay, from);
+            overlay.table().written(from, &range, plan).expect("a file");
+            let copied = bytes(&overlay, to);
+            overlay.op_write(from, 0, &vec![3; size]).expect("room");
+            assert_eq!(bytes(&overlay, from), vec![3; size]);
+            assert!(bytes(&overlay, to) == copied, "the copy of {size} bytes followed");
+        }
+    }
+
+    #[test]
+    fn a_copy_made_during_a_write_does_not_follow_the_next_one() {
+        write_around(|_, _| {});
+    }
+
+    #[test]
+    fn nor_does_it_if_the_file_lost_those_bytes_meanwhile() {
+        write_around(|overlay, from| {
+            overlay.table().resize(from, 0).expect("a file");
+        });
     }
 }

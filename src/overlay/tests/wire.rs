@@ -33,6 +33,15 @@ fn core(overlay: &Arc<Overlay>) -> Core {
     Core::new(Arc::clone(overlay), None, agreement)
 }
 
+#[test]
+fn a_thread_that_ends_late_says_nothing_about_the_next_mount() {
+    let overlay = over(&[]);
+    let (earlier, later) = (core(&overlay), core(&overlay));
+    earlier.ended(Err::<(), _>("a mistake")).expect_err("handed on");
+    assert!(earlier.alarm().is_raised());
+    assert!(!later.alarm().is_raised());
+}
+
 /// What is asked, by whom, of which node.
 #[derive(Clone, Copy)]
 struct Ask {

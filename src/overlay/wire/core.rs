@@ -29,6 +29,7 @@ use crate::overlay::ops::Change;
 use crate::overlay::ops::NewNode;
 use crate::overlay::rendezvous::Rendezvous;
 use crate::overlay::table::CAPABILITY;
+use crate::overlay::watchdog::Alarm;
 use crate::tree::Device;
 use crate::tree::Kind;
 
@@ -40,6 +41,7 @@ pub(in crate::overlay) struct Core {
     rendezvous: Option<Arc<Rendezvous>>,
     agreement: Agreement,
     doubts: Doubts,
+    alarm: Alarm,
 }
 
 type Outcome<T> = Result<T, i32>;
@@ -64,14 +66,19 @@ impl Core {
         rendezvous: Option<Arc<Rendezvous>>,
         agreement: Agreement,
     ) -> Self {
-        Self { overlay, rendezvous, agreement, doubts: Doubts::default() }
+        Self { overlay, rendezvous, agreement, doubts: Doubts::default(), alarm: Alarm::default() }
+    }
+
+    /// What the watchdog of the mount has to look at.
+    pub(in crate::overlay) fn alarm(&self) -> &Alarm {
+        &self.alarm
     }
 
     /// A thread that answers ends, as the mount does, or by a mistake: then the mount is
     /// cut off, since nobody may wait for ever.
     pub(in crate::overlay) fn ended<T, E>(&self, how: Result<T, E>) -> Result<T, E> {
         if how.is_err() {
-            self.overlay.pulse.give_up();
+            self.alarm.raise();
         }
         how
     }
