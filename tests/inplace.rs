@@ -612,6 +612,7 @@ const WAYS: &[(&str, bool)] = &[
     ("proc", false),
     ("descriptors", false),
     ("user", false),
+    ("links", false),
 ];
 
 /// Builds in place and compares the disk with the image; gives what was told.
@@ -652,8 +653,9 @@ fn what_a_c_program_can_think_of_is_recorded() {
     for seed in 1..=3 {
         for (way, may_be_walked) in WAYS {
             let dockerfile = format!(
-                "FROM {base}\nCOPY writer /writer\nRUN mkdir -p /base/d /base/e && cd /base && \
-                 for f in a b c own; do echo $f > $f; done; chown 1500 own; ln -s /proc/self/fd link\n\
+                "FROM {base}\nCOPY writer /writer\nRUN mkdir -p /base/d /base/e /kept && cd /base && \
+                 echo old > /kept/file && for f in a b c own; do echo $f > $f; done; \
+                 chown 1500 own; ln -s /proc/self/fd link\n\
                  RUN /writer {way} {seed}\nRUN mv /base /gone && rm -rf /w/1\n"
             );
             fs::write(context.join("Dockerfile"), dockerfile).expect("a Dockerfile");
