@@ -622,6 +622,7 @@ const WAYS: &[(&str, bool)] = &[
     ("detours", true),
     ("descriptors", false),
     ("user", false),
+    ("links", false),
 ];
 
 /// Builds in place and compares the disk with the image; gives what was told.
@@ -662,8 +663,9 @@ fn what_a_c_program_can_think_of_is_recorded() {
     for seed in 1..=3 {
         for (way, may_be_walked) in WAYS {
             let dockerfile = format!(
-                "FROM {base}\nCOPY writer /writer\nRUN mkdir -p /base/d /base/e /still/d /still/e && \
-                 cd /base && for f in a b c own; do echo $f > $f; done; chown 1500 own; ln -s /proc/self/fd link\n\
+                "FROM {base}\nCOPY writer /writer\nRUN mkdir -p /base/d /base/e /still/d /still/e /kept && \
+                 cd /base && echo old > /kept/file && for f in a b c own; do echo $f > $f; done; \
+                 chown 1500 own; ln -s /proc/self/fd link\n\
                  RUN /writer {way} {seed}\nRUN mv /base /gone && rm -rf /w/1\n"
             );
             fs::write(context.join("Dockerfile"), dockerfile).expect("a Dockerfile");

@@ -405,7 +405,7 @@ impl<'a> Scribe<'a> {
                 if path.is_empty() {
                     return self.descriptor(caller, directory, call);
                 }
-                if matches!(call, libc::SYS_symlinkat) || is_symlink(call) {
+                if may_make_link(call) {
                     self.directories.clear();
                 }
                 self.path(caller, directory, path, links, kind)
@@ -584,7 +584,8 @@ impl<'a> Scribe<'a> {
                 full = other;
                 continue;
             }
-            if self.is_outside(&entry) {
+            // A link that lies outside may lead back, as /dev/stdin does.
+            if links == Links::Kept && self.is_outside(&entry) {
                 return Ok(());
             }
             let target = match (links, &opened) {
@@ -769,12 +770,18 @@ fn is_execution(notice: &Notice) -> bool {
         && matches!(libc::c_long::from(notice.call), libc::SYS_execve | libc::SYS_execveat)
 }
 
+/// Whether a call may give a path to a symbolic link: by making one, or one more name of
+/// one.
+fn may_make_link(call: libc::c_long) -> bool {
+    matches!(call, libc::SYS_symlinkat | libc::SYS_linkat) || is_old_link(call)
+}
+
 #[cfg(target_arch = "x86_64")]
-fn is_symlink(call: libc::c_long) -> bool {
-    call == libc::SYS_symlink
+fn is_old_link(call: libc::c_long) -> bool {
+    matches!(call, libc::SYS_symlink | libc::SYS_link)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn is_symlink(_: libc::c_long) -> bool {
+fn is_old_link(_: libc::c_long) -> bool {
     false
 }

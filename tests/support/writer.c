@@ -259,6 +259,23 @@ static void user(void) {
 	if (status) exit(1);
 }
 
+/* A link outside of the recorded root, and one that takes a directory's name. */
+static void links(void) {
+	int in = open("/kept/file", O_RDONLY | O_CLOEXEC);
+	MUST(in);
+	MUST(dup2(in, 0));
+	put(AT_FDCWD, "/dev/stdin", "through a link of /dev");
+	MUST(symlink("/kept", "/w/link"));
+	MUST(mkdir("/w/d", 0755));
+	put(AT_FDCWD, "/w/d/file", "remembered");
+	MUST(unlink("/w/d/file"));
+	MUST(rmdir("/w/d"));
+	MUST(link("/w/link", "/w/d"));
+	put(AT_FDCWD, "/w/d/new", "behind the link");
+	MUST(unlink("/w/d"));
+	MUST(mkdir("/w/d", 0755));
+}
+
 int main(int count, char **words) {
 	const char *how = count > 1 ? words[1] : "";
 	unsigned seed = count > 2 ? (unsigned)atoi(words[2]) : 1;
@@ -279,6 +296,7 @@ int main(int count, char **words) {
 	else if (!strcmp(how, "detours")) detours(seed);
 	else if (!strcmp(how, "descriptors")) descriptors();
 	else if (!strcmp(how, "user")) user();
+	else if (!strcmp(how, "links")) links();
 	else return 2;
 	return 0;
 }
