@@ -877,7 +877,7 @@ fn large_files_of_a_step_leave_the_builder_descriptors() {
          RUN for i in $(seq 150); do echo $i | dd of=/large$i bs=1024 seek=1024; done\n",
     );
     let (image, _) = bench.build_by(&mut after("ulimit -n 100", &bench));
-    assert!(text(&image, "/large150").ends_with("\0150\n"));
+    assert!(text(&image, "/large150").ends_with("\x00150\n"));
 }
 
 #[test]

@@ -41,15 +41,21 @@ pub(super) enum Unreadable {
 /// memory that the process had then, so one is forgotten when its process executes
 /// something, and after [`FRESH`]: process ids come round again, but not that soon.
 ///
-/// That of a process which is about to change its user is *kept*: nobody may open it
-/// afterwards. Whoever has the id later has another memory, and one that nobody has any
-/// more reads as empty.
+/// That of a process which is about to change its user is *kept*, for nobody may open it
+/// afterwards, and used when that is so. Whoever has the id later began later, too.
 #[derive(Debug, Default)]
 pub(super) struct Memories {
     open: HashMap<u32, (OwnedFd, Instant)>,
-    kept: HashMap<u32, OwnedFd>,
+    kept: HashMap<u32, Kept>,
     /// Whether executions are noticed; nothing is left open before one was.
     sees_executions: bool,
+}
+
+/// The memory of a process that began at that time, in the words of proc(5).
+#[derive(Debug)]
+struct Kept {
+    memory: OwnedFd,
+    began: Option<String>,
 }
 
 /// How long an open memory is used.
@@ -57,6 +63,11 @@ const FRESH: Duration = Duration::from_millis(50);
 
 /// How many memories are left open.
 const OPEN: usize = 32;
+
+/// How many are kept: each is a descriptor of the builder's. Those of processes that are
+/// gone make room when there are so many; beyond that nothing is read, and the step is
+/// walked.
+const KEPT: usize = 256;
 
 impl Memories {
     /// `caller` is about to get another memory, and if it is a thread its leader's id.
@@ -68,29 +79,43 @@ impl Memories {
 
     /// `caller` is about to change its user or group.
     pub(super) fn keep(&mut self, caller: &Caller) {
-        if self.sees_executions
-            && let Ok(memory) = caller.look(|| caller.open_memory())
-        {
-            self.kept.insert(caller.pid, memory);
+        if !self.sees_executions {
+            return;
+        }
+        // After a change of its group it may be late for a change of its user.
+        let Ok(memory) = caller.look(|| caller.open_memory()) else { return };
+        if self.kept.len() >= KEPT {
+            self.kept.retain(|pid, _| Path::new(&format!("/proc/{pid}")).exists());
+        }
+        if self.kept.len() < KEPT || self.kept.contains_key(&caller.pid) {
+            self.kept.insert(caller.pid, Kept { memory, began: caller.began() });
         }
     }
 
-    /// Does `body` with the memory of `caller`; with a fresh one if it finds nothing in
-    /// one that was open.
+    /// Does `body` with the memory of `caller`: with a fresh one if it finds nothing in
+    /// one that was open, and with a kept one if that is refused.
     fn with<T>(
         &mut self,
         caller: &Caller,
         mut body: impl FnMut(&OwnedFd) -> rustix::io::Result<Option<T>>,
     ) -> Result<Option<T>, Unreadable> {
-        let kept = self.kept.get(&caller.pid);
         let open = self.open.get(&caller.pid).filter(|(_, since)| since.elapsed() < FRESH);
-        for memory in open.map(|(memory, _)| memory).into_iter().chain(kept) {
-            if let Ok(Some(found)) = body(memory) {
-                return Ok(Some(found));
-            }
+        if let Some((memory, _)) = open
+            && let Ok(Some(found)) = body(memory)
+        {
+            return Ok(Some(found));
         }
         // Whether we may look is asked when it is opened.
-        let memory = caller.look(|| caller.open_memory())?;
+        let memory = match caller.look(|| caller.open_memory()) {
+            Ok(memory) => memory,
+            Err(refused) => {
+                let kept = self.kept.get(&caller.pid).filter(|kept| kept.began == caller.began());
+                return match kept.map(|kept| body(&kept.memory)) {
+                    Some(Ok(Some(found))) => Ok(Some(found)),
+                    _ => Err(refused),
+                };
+            }
+        };
         let found = body(&memory).map_err(|errno| caller.failed(errno))?;
         if self.sees_executions {
             if self.open.len() >= OPEN {
@@ -258,6 +283,14 @@ impl Caller {
         Ok(line.is_none_or(|value| value.trim() != "0"))
     }
 
+    /// When it began, in ticks since the machine did; `None` if that can't be read.
+    fn began(&self) -> Option<String> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        // The name may hold anything; the time is the twentieth field behind it.
+        let (_, fields) = stat.rsplit_once(')')?;
+        fields.split_whitespace().nth(19).map(str::to_owned)
+    }
+
     fn status(&self) -> Result<String, Unreadable> {
         std::fs::read_to_string(format!("/proc/{}/status", self.pid))
             .map_err(|error| Unreadable::Call(format!("a process is gone: {error}")))
@@ -309,5 +342,62 @@ impl From<Unreadable> for io::Error {
         match unreadable {
             Unreadable::Process(what) | Unreadable::Call(what) => Self::other(what),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::Barrier;
+
+    use super::*;
+
+    fn memories() -> Memories {
+        Memories { sees_executions: true, ..Memories::default() }
+    }
+
+    /// Reads as zeros, whatever the address.
+    fn zeros(of: &Caller) -> Kept {
+        Kept { memory: File::open("/dev/zero").expect("a device").into(), began: of.began() }
+    }
+
+    #[test]
+    fn a_kept_memory_is_not_asked_about_a_process_that_can_be_looked_into() {
+        let text = c"here".to_owned();
+        let ours = Caller::new(std::process::id());
+        let mut memories = memories();
+        memories.kept.insert(ours.pid, zeros(&ours));
+        let read = ours.string(&mut memories, text.as_ptr() as u64).expect("ours");
+        assert_eq!(read, b"here");
+    }
+
+    #[test]
+    fn memories_of_processes_that_are_gone_make_room_and_others_do_not() {
+        let ours = Caller::new(std::process::id());
+        let mut memories = memories();
+        // No process has such a number (proc(5): pid_max).
+        memories.kept.extend((0..KEPT as u32).map(|gone| (u32::MAX - gone, zeros(&ours))));
+        memories.keep(&ours);
+        assert_eq!(memories.kept.keys().copied().collect::<Vec<_>>(), [ours.pid]);
+        memories.kept.clear();
+        let (barrier, ids) = (Barrier::new(KEPT + 1), std::sync::Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for _ in 0..KEPT {
+                scope.spawn(|| {
+                    let id = rustix::thread::gettid().as_raw_pid().cast_unsigned();
+                    ids.lock().expect("no panic").push(id);
+                    barrier.wait();
+                    barrier.wait();
+                });
+            }
+            barrier.wait();
+            memories
+                .kept
+                .extend(ids.lock().expect("no panic").iter().map(|id| (*id, zeros(&ours))));
+            memories.keep(&ours);
+            barrier.wait();
+        });
+        assert_eq!(memories.kept.len(), KEPT);
+        assert!(!memories.kept.contains_key(&ours.pid));
     }
 }
