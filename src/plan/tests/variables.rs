@@ -1,7 +1,7 @@
 //! §1.4 and §1.7 of the reference: what a variable is worth where.
 
+use super::step::CopySource;
 use super::*;
-use crate::plan::step::CopySource;
 
 /// (name of the rule, build args, file, value of X in the last RUN)
 type Row =
@@ -292,7 +292,10 @@ fn source_date_epoch_may_be_a_stage_with_one_remote_add() {
         ("FROM scratch AS src\nADD https://h/a https://h/b /", "what it adds isn't remote"),
         ("FROM scratch AS src\nADD a /", "what it adds isn't remote"),
         ("FROM scratch AS src\nADD https://h/a /\nENV a=b", "does more than to ADD"),
-        ("FROM scratch AS scr\nADD https://h/a /", "did you mean `scr`?"),
+        (
+            "FROM scratch AS other\nADD https://h/a /",
+            "or the name of a build context or of a stage",
+        ),
     ] {
         let error = epoch(text).expect_err(text);
         assert!(error.contains(what), "{text}: {error}");
