@@ -793,9 +793,14 @@ fn a_step_that_writes_to_a_mount_of_the_container_is_not_kept() {
     }
     fs::remove_dir_all(&inside).expect("what the step made");
     let out = work.join("out");
-    let output = succeed(host::yadokari().args(["build", "--root=overlay"]).args(words(&out)));
+    let output = succeed(
+        host::yadokari()
+            .env("SOURCE_DATE_EPOCH", EPOCH)
+            .args(["build", "--root=overlay"])
+            .args(words(&out)),
+    );
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(told.matches("CACHED").count(), 2, "{told}");
+    assert_eq!(told.matches("CACHED").count(), 1, "{told}");
     let image = Image::open(&out).flatten();
     let within = inside.join("b").display().to_string();
     for path in ["/a", &within, "/c"] {

@@ -261,6 +261,7 @@ impl<'a> Scribe<'a> {
         all.moved.extend(own.moved);
         all.through_links.extend(own.through_links);
         all.links.extend(own.links);
+        all.private.extend(own.private);
         all.owners.extend(own.owners);
         all.notices += own.notices;
         all.lost = all.lost.take().or(own.lost);
