@@ -5,8 +5,8 @@
 //! transports` what a request costs by each transport (io_uring only where it is switched
 //! on). With three arguments the
 //! program is one of the competitors of `scripts/bench-overlay`: it mounts the layer in
-//! a tar and serves it, by the transport that `YADOKARI_FUSE_TRANSPORT` names, until its
-//! standard input ends.
+//! a tar and serves it, by the transport that `YADOKARI_FUSE_TRANSPORT` names, passing files
+//! through if `YADOKARI_FUSE_PASSTHROUGH` is 1, until its standard input ends.
 
 use std::fs;
 use std::fs::File;
@@ -56,7 +56,9 @@ fn serve(tar: &Path, scratch: &Path, at: &Path) -> anyhow::Result<()> {
     let overlay = Overlay::new(vec![lower(written.index, &blob)?], scratch)?;
     let name = std::env::var("YADOKARI_FUSE_TRANSPORT").unwrap_or_else(|_| "auto".to_owned());
     let transport = Transport::named(&name).with_context(|| format!("no transport {name}"))?;
-    let session = overlay.mount(at, MountOptions { transport, ..MountOptions::default() })?;
+    let passthrough = std::env::var("YADOKARI_FUSE_PASSTHROUGH").is_ok_and(|value| value == "1");
+    let options = MountOptions { transport, passthrough, ..MountOptions::default() };
+    let session = overlay.mount(at, options)?;
     println!("ready");
     std::io::stdout().flush()?;
     std::io::stdin().read_to_end(&mut Vec::new())?;

@@ -28,7 +28,8 @@
 //! To read it: `inode.rs`, `table.rs`, `ops.rs`; `recorder.rs` and `view.rs` for
 //! before and after; `extent.rs` and `upper.rs` for bytes; `edit.rs` and `stub.rs`
 //! for calls; `session.rs` and `watchdog.rs` for the mount, `transport.rs` for how
-//! requests come, and `wire.rs` (or `fuse.rs`) for what they say.
+//! requests come, `wire.rs` (or `fuse.rs`) for what they say, and `passthrough.rs` for
+//! what doesn't come as a request.
 
 mod acl;
 mod answer;
@@ -42,6 +43,7 @@ mod inode;
 mod kernel;
 mod lower;
 mod ops;
+mod passthrough;
 mod recorder;
 mod rendezvous;
 mod ring;
@@ -124,7 +126,8 @@ impl Overlay {
     /// Begins a step: what is there now is *before*, and the log is empty. Takes time
     /// for what the last step changed, not for what is there.
     pub fn mark(&self) {
-        self.table().mark();
+        let copies = self.copies();
+        self.table().mark(copies);
     }
 
     /// What was touched since the mark. Remove stubs first.

@@ -95,12 +95,12 @@ impl Root {
     ///
     /// # Errors
     /// [`Error::Mount`] naming what the host doesn't allow.
-    pub fn mount(&mut self, transport: Transport) -> Result<PathBuf, Error> {
+    pub fn mount(&mut self, transport: Transport, passthrough: bool) -> Result<PathBuf, Error> {
         let at = self.scratch.join("root");
         if self.session.is_none() {
             fs::create_dir_all(&at)
                 .map_err(|source| Error::Scratch { path: at.clone(), source })?;
-            let options = MountOptions { transport, ..MountOptions::default() };
+            let options = MountOptions { transport, passthrough, ..MountOptions::default() };
             self.session = Some(self.overlay.mount(&at, options)?);
         }
         Ok(at)

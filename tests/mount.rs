@@ -430,7 +430,10 @@ fn holes_are_made_found_and_copied() {
     let data = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(0)).unwrap();
     assert_eq!(data, 10 << 30);
     let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(data)).unwrap();
-    assert_eq!(hole, (10 << 30) + 3);
+    let end = (10 << 30) + 3;
+    // A disk knows of whole blocks alone.
+    let is_near = both::options().passthrough && hole == (10 << 30) + 4096;
+    assert!(hole == end || is_near, "{hole}");
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(&file, punch, 10 << 30, 1).unwrap();
     let copy = File::create(mounted.at("copy")).unwrap();
@@ -568,8 +571,14 @@ fn a_mount_in_use_is_cut_off() {
     let open = OpenOptions::new().append(true).open(mounted.at("f")).unwrap();
     mounted.session.take().expect("mounted").unmount().expect("unmounted");
     assert!(!is_mounted(&mounted.root()));
-    let late = errno((&open).write_all(b"late"));
-    assert!([libc::ENOTCONN, libc::ECONNABORTED, libc::EIO].contains(&late), "{late}");
+    match (&open).write_all(b"late") {
+        Err(error) => {
+            let late = error.raw_os_error().expect("an error of the system");
+            assert!([libc::ENOTCONN, libc::ECONNABORTED, libc::EIO].contains(&late), "{late}");
+        }
+        // It goes to a file that nobody else has any more.
+        Ok(()) => assert!(both::options().passthrough),
+    }
     mounted.mount().expect("mounted again");
     assert_eq!(read(&mounted.at("f")), b"kept");
     drop(elsewhere.stdin.take());

@@ -238,6 +238,8 @@ pub struct Request {
     pub root: RootChoice,
     /// How requests reach the overlay.
     pub fuse_transport: Transport,
+    /// Whether large files are passed through.
+    pub fuse_passthrough: bool,
     /// `--oci-layout-path`.
     pub oci_layout: Option<PathBuf>,
     /// `--tar-path`.

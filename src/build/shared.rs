@@ -278,7 +278,7 @@ impl<'a> Shared<'a> {
     /// # Errors
     /// What the host doesn't allow.
     pub fn mount(&self, root: &mut Root) -> Result<PathBuf, Error> {
-        let at = root.mount(self.request.fuse_transport)?;
+        let at = root.mount(self.request.fuse_transport, self.request.fuse_passthrough)?;
         tracing::debug!(mount = %at.display(), "root mounted");
         if let Some(why) = root.fallback()
             && !self.state.is_transport_told.swap(true, Ordering::Relaxed)

@@ -272,6 +272,9 @@ pub struct Build {
     /// How requests reach the overlay [default: io_uring where the host has it switched on]
     #[arg(long, env = "YADOKARI_FUSE_TRANSPORT", value_enum, default_value = "auto")]
     pub fuse_transport: FuseTransport,
+    /// Let the kernel read and write large files of the overlay by itself, where the host allows it
+    #[arg(long, env = "YADOKARI_FUSE_PASSTHROUGH", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    pub fuse_passthrough: bool,
     /// Build in the root of this machine although it seems to be no container
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub force: bool,

@@ -177,6 +177,7 @@ pub(super) fn resolve(
             FuseTransport::Ring => Transport::Ring,
             FuseTransport::Fuser => Transport::Fuser,
         },
+        fuse_passthrough: flags.fuse_passthrough,
         oci_layout: flags.oci_layout_path.clone(),
         tar: flags.tar_path.clone(),
         digest_file: flags.digest_file.clone(),

@@ -15,18 +15,19 @@ use super::wire::Core;
 use super::wire::LARGEST_ANSWER;
 use super::wire::LARGEST_REQUEST;
 use super::wire::Offer;
+use super::wire::Wishes;
 
 /// Agrees with the kernel on what it may ask; the first thing that happens on a mount.
 ///
 /// # Errors
 /// When it speaks another protocol, or the mount is gone.
-pub(super) fn agree(device: &OwnedFd, wants_ring: bool) -> io::Result<Agreement> {
+pub(super) fn agree(device: &OwnedFd, wishes: Wishes) -> io::Result<Agreement> {
     let mut message = vec![0; LARGEST_REQUEST];
     let Some(length) = receive(device, &mut message)? else {
         return Err(io::ErrorKind::NotConnected.into());
     };
     let offer = Offer::read(&message[..length]).map_err(io::Error::other)?;
-    match offer.accept(wants_ring && offer.has_ring()) {
+    match offer.accept(Wishes { ring: wishes.ring && offer.has_ring(), ..wishes }) {
         Ok((agreement, answer)) => {
             rustix::io::write(device, &answer)?;
             Ok(agreement)

@@ -323,7 +323,7 @@ impl Table {
         inode.face.gid = attributes.gid;
         inode.set_mtime(attributes.mtime, Some(now));
         inode.set_ctime(now);
-        Ok(())
+        self.restamp(ino)
     }
 
     /// Removes `name` unless it is a directory.

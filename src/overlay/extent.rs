@@ -45,6 +45,10 @@ impl Backing {
         Arc::new(Self { id: fresh_id(), file, _ticket: Some(ticket) })
     }
 
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     pub(super) fn write_all(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, at)
     }
@@ -241,6 +245,36 @@ impl Extents {
         shared
     }
 
+    /// Whether they are one run of `size` bytes.
+    pub(super) fn is_one_run(&self, size: u64) -> bool {
+        match self.0.as_slice() {
+            [] => size == 0,
+            [extent] => extent.start == 0 && extent.length == size,
+            _ => false,
+        }
+    }
+
+    /// The holes of a file of `size` bytes that are all in `flat`, where the file has them;
+    /// `None` if they aren't, or are more than `most` runs.
+    pub(super) fn holes_in(
+        &self,
+        flat: &Arc<Backing>,
+        size: u64,
+        most: usize,
+    ) -> Option<Vec<Range<u64>>> {
+        let is_there = |extent: &Extent| {
+            let is_flat = matches!(&extent.source, Source::Backing(own) if Arc::ptr_eq(own, flat));
+            is_flat && extent.at == extent.start && extent.end() <= size
+        };
+        if self.0.len() > most || !self.0.iter().all(is_there) {
+            return None;
+        }
+        let starts = self.0.iter().map(|extent| extent.start).chain([size]);
+        let ends = std::iter::once(0).chain(self.0.iter().map(Extent::end));
+        let holes = ends.zip(starts).map(|(end, start)| end..start);
+        Some(holes.filter(|hole| !hole.is_empty()).collect())
+    }
+
     /// Number of bytes that are no hole.
     pub(super) fn allocated(&self) -> u64 {
         self.0.iter().map(|extent| extent.length).sum()
@@ -325,6 +359,24 @@ mod tests {
 
     fn extent(start: u64, length: u64, source: &Source, at: u64) -> Extent {
         Extent { start, length, source: source.clone(), at, epoch: 1 }
+    }
+
+    #[test]
+    fn holes_of_a_flat_file_are_told_only_if_it_has_all_bytes_in_their_places() {
+        let file = || Backing::new(Arc::new(tempfile::tempfile().expect("a file")));
+        let flat = file();
+        let source = Source::Backing(Arc::clone(&flat));
+        let map = |list: &[Extent]| Extents::from_sorted(list.iter().cloned());
+        let two = [extent(10, 10, &source, 10), extent(30, 5, &source, 30)];
+        let holes = map(&two).holes_in(&flat, 40, 9).expect("all in it");
+        assert_eq!(holes, [0..10, 20..30, 35..40]);
+        let one = |hole| Some(std::iter::once(hole).collect::<Vec<Range<u64>>>());
+        assert_eq!(map(&two[1..]).holes_in(&flat, 35, 9), one(0..30));
+        assert_eq!(map(&[]).holes_in(&flat, 7, 9), one(0..7));
+        assert_eq!(map(&two).holes_in(&flat, 40, 1), None);
+        assert_eq!(map(&two).holes_in(&flat, 34, 9), None);
+        assert_eq!(map(&two).holes_in(&file(), 40, 9), None);
+        assert_eq!(map(&[extent(10, 10, &source, 11)]).holes_in(&flat, 40, 9), None);
     }
 
     proptest! {

@@ -296,6 +296,8 @@ pub(super) struct Attributes {
     pub(super) ctime: Timestamp,
     /// Units of 512 bytes that are no hole.
     pub(super) blocks: u64,
+    /// Whether they stay until somebody changes them by a request.
+    pub(super) last: bool,
 }
 
 /// The time, to the nanosecond.

@@ -37,7 +37,7 @@ const SET_GROUP_ID: u16 = 0o2000;
 /// The mode of a file that changed its owner, or was written to by somebody without
 /// the right to keep the bits (write(2), chown(2)). Set-group-ID without execution
 /// by the group meant mandatory locking once, and stays.
-fn without_set_id(mode: u16) -> u16 {
+pub(super) fn without_set_id(mode: u16) -> u16 {
     let group = if mode & 0o010 != 0 { SET_GROUP_ID } else { 0 };
     mode & !(0o4000 | group)
 }
@@ -173,6 +173,7 @@ impl Overlay {
     pub(super) fn op_setattr(&self, ino: Ino, change: &Change) -> Answer<Attributes> {
         let mut table = self.table();
         let now = now();
+        table.refresh(ino)?;
         table.touch(ino, true)?;
         if let Some(size) = change.size {
             table.resize(ino, size)?;
@@ -201,6 +202,9 @@ impl Overlay {
             inode.set_atime(time.value(now));
         }
         inode.set_ctime(now);
+        if change.mtime.is_some() {
+            table.restamp(ino)?;
+        }
         table.attributes(ino)
     }
 

@@ -24,6 +24,8 @@ use rustix::mount::UnmountFlags;
 
 use super::Overlay;
 use super::kernel::Operation;
+use super::passthrough;
+use super::passthrough::Refusal;
 use super::rendezvous::Rendezvous;
 use super::ring::Crew;
 use super::transport;
@@ -98,6 +100,8 @@ pub struct MountOptions {
     pub patience: Option<Duration>,
     /// How requests come from the kernel.
     pub transport: Transport,
+    /// Let the kernel read and write large files by itself, where the host allows it.
+    pub passthrough: bool,
 }
 
 /// A live mount. Dropping it unmounts.
@@ -144,18 +148,19 @@ impl Overlay {
         if self.kernel().is_some() {
             return Err(MountError::Mounted);
         }
-        let mut fallback = None;
+        let mut fallbacks = Vec::new();
+        let passthrough = options.passthrough && self.may_pass_through(options, &mut fallbacks);
         if options.transport.tries_ring() {
             // It must have everything before the kernel hears of it, and takes threads
             // only if it does.
             let failed = match Crew::gather() {
                 Ok(crew) => {
                     let session = self.mount_by(at, options, Transport::Ring, |device| {
-                        transport::serve_ring(self, device, crew)
+                        transport::serve_ring(self, device, crew, passthrough)
                     });
                     match session {
                         Err(MountError::Serve { source, .. }) => source,
-                        session => return session,
+                        session => return session.map(|session| session.told(&fallbacks)),
                     }
                 }
                 Err(error) => error,
@@ -163,17 +168,28 @@ impl Overlay {
             if options.transport == Transport::Ring {
                 return Err(MountError::Ring(failed));
             }
-            fallback = Some(format!(
+            fallbacks.push(format!(
                 "FUSE over io_uring is switched on and does not work here ({failed}); requests \
                  are read from {DEVICE} instead"
             ));
         }
         let threads = options.threads.map_or_else(default_threads, NonZeroUsize::get);
-        let mut session = self.mount_by(at, options, options.transport, |device| {
-            transport::serve(self, device, threads, options.transport)
+        let session = self.mount_by(at, options, options.transport, |device| {
+            transport::serve(self, device, threads, options.transport, passthrough)
         })?;
-        session.fallback = fallback;
-        Ok(session)
+        Ok(session.told(&fallbacks))
+    }
+
+    /// Whether files can be passed through; if not, why goes to `fallbacks`.
+    fn may_pass_through(&self, options: MountOptions, fallbacks: &mut Vec<String>) -> bool {
+        let refused = match options.transport {
+            Transport::Fuser => Some(Refusal::Fuser),
+            _ => passthrough::probe(self).err(),
+        };
+        fallbacks.extend(refused.as_ref().map(|why| {
+            format!("files are not passed through, every read and write is a request: {why}")
+        }));
+        refused.is_none()
     }
 
     /// Mounts, and lets `serve` answer.
@@ -239,6 +255,11 @@ pub fn open_device() -> Result<OwnedFd, MountError> {
 /// # Errors
 /// What forbids it.
 pub fn try_mount() -> Result<(), MountError> {
+    detached().map(drop)
+}
+
+/// A device, and a mount of it that is attached nowhere.
+pub(super) fn detached() -> Result<(OwnedFd, OwnedFd), MountError> {
     use rustix::mount::FsMountFlags;
     use rustix::mount::FsOpenFlags;
     use rustix::mount::MountAttrFlags;
@@ -262,7 +283,8 @@ pub fn try_mount() -> Result<(), MountError> {
         let flags = MountAttrFlags::empty();
         rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
     };
-    made().map(drop).map_err(|error| refusal(error, Path::new("nothing")))
+    let mount = made().map_err(|error| refusal(error, Path::new("nothing")))?;
+    Ok((device, mount))
 }
 
 fn refusal(error: Errno, at: &Path) -> MountError {
@@ -337,7 +359,13 @@ impl Session {
         self.transport
     }
 
-    /// Why they don't come by a better way that the host offers, if it does.
+    /// Adds why it isn't what it could be.
+    fn told(mut self, fallbacks: &[String]) -> Self {
+        self.fallback = (!fallbacks.is_empty()).then(|| fallbacks.join("; "));
+        self
+    }
+
+    /// Why they don't come by a better way that the host offers, or that was asked for.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
     }
@@ -407,6 +435,7 @@ impl Session {
         });
         let joined = self.join();
         *self.client.overlay.kernel() = None;
+        self.client.overlay.end_passing();
         self.client.overlay.table().forget_all();
         unmounted??;
         joined
@@ -520,11 +549,15 @@ impl Client {
     /// must find that nothing came.
     fn repeat(&self, quiet: impl Fn() -> bool) -> io::Result<()> {
         loop {
-            let writes = self.overlay.requests().of(Operation::Write);
+            let asked = || {
+                let requests = self.overlay.requests();
+                requests.of(Operation::Write) + requests.of(Operation::Release)
+            };
+            let before = asked();
             if !quiet() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            if self.overlay.requests().of(Operation::Write) == writes {
+            if asked() == before {
                 return Ok(());
             }
         }

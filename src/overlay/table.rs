@@ -33,6 +33,8 @@ use super::lower::Found;
 use super::lower::Layer;
 use super::lower::Lower;
 use super::lower::Part;
+use super::passthrough::Copies;
+use super::passthrough::Passing;
 use super::recorder::Image;
 use super::recorder::Recorder;
 use super::recorder::Touch;
@@ -58,6 +60,7 @@ pub(super) struct Table {
     base: usize,
     pub(super) upper: Upper,
     pub(super) recorder: Recorder,
+    pub(super) passing: Passing,
     /// Inodes that nobody needs after the next mark.
     doomed: Vec<Ino>,
     /// Mount points that are there for the time of a step; see `stub.rs`.
@@ -78,6 +81,7 @@ impl Table {
             layers,
             upper: Upper::new(scratch)?,
             recorder: Recorder::default(),
+            passing: Passing::default(),
             doomed: Vec::new(),
             stubs: Vec::new(),
             stubs_made: 0,
@@ -147,7 +151,9 @@ impl Table {
     }
 
     /// Metadata of `ino` for stat(2).
-    pub(super) fn attributes(&self, ino: Ino) -> Answer<Attributes> {
+    pub(super) fn attributes(&mut self, ino: Ino) -> Answer<Attributes> {
+        self.refresh(ino)?;
+        let (last, blocks) = self.passing.look(ino);
         let inode = self.inode(ino)?;
         let bytes = match &inode.matter {
             Matter::File(Some(body)) => body.extents.allocated(),
@@ -160,7 +166,8 @@ impl Table {
             face: inode.face,
             atime: times.atime,
             ctime: times.ctime,
-            blocks: bytes.div_ceil(512),
+            blocks: blocks.unwrap_or(bytes.div_ceil(512)),
+            last,
         })
     }
 
@@ -264,7 +271,8 @@ impl Table {
     // Bodies and attributes.
 
     /// The bytes of the file `ino` as it is now.
-    pub(super) fn body(&self, ino: Ino) -> Answer<(Body, u64)> {
+    pub(super) fn body(&mut self, ino: Ino) -> Answer<(Body, u64)> {
+        self.refresh(ino)?;
         let inode = self.inode(ino)?;
         match &inode.matter {
             Matter::File(Some(body)) => Ok((Body::clone(body), inode.face.size)),
@@ -286,6 +294,7 @@ impl Table {
 
     /// The extents and size of the file `ino`, read from the index once.
     pub(super) fn extents(&mut self, ino: Ino) -> Answer<(&Arc<Extents>, u64)> {
+        self.refresh(ino)?;
         if matches!(self.inode(ino)?.matter, Matter::File(None)) {
             let (body, _) = self.body(ino)?;
             self.inode_mut(ino)?.matter = Matter::File(Some(Box::new(body)));
@@ -528,6 +537,7 @@ impl Table {
             return;
         }
         self.recorder.forget(ino);
+        self.passing.forget(ino);
         let (origin, directory) = match self.inodes.get_mut(ino as usize).and_then(Option::take) {
             Some(Inode { origin, matter: Matter::Directory(directory), .. }) => {
                 (origin, Some(directory))
@@ -574,9 +584,11 @@ impl Table {
     }
 
     /// From now on *before* is what is there now.
-    pub(super) fn mark(&mut self) {
+    /// `copies` have the bytes of the files that are passed through.
+    pub(super) fn mark(&mut self, copies: Copies) {
         self.recorder.clear();
         self.upper.turn();
+        self.keep_through(copies);
         for ino in std::mem::take(&mut self.doomed) {
             self.release(ino);
         }

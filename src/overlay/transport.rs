@@ -17,12 +17,15 @@ use super::fuse::Caches;
 use super::fuse::Uncapped;
 use super::inode::Ino;
 use super::kernel::Kernel;
+use super::passthrough::Door;
 use super::rendezvous::Rendezvous;
 use super::ring;
 use super::ring::Bells;
 use super::watchdog::Alarm;
 use super::wire;
+use super::wire::Agreement;
 use super::wire::Core;
+use super::wire::Wishes;
 
 /// How requests come from the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -104,6 +107,7 @@ pub(super) fn serve(
     device: OwnedFd,
     threads: usize,
     transport: Transport,
+    passthrough: bool,
 ) -> io::Result<Server> {
     let rendezvous = Arc::new(Rendezvous::new(threads));
     let quiet = Quiet::Meeting(Arc::clone(&rendezvous));
@@ -120,7 +124,8 @@ pub(super) fn serve(
         return Ok(Server { threads, quiet, kernel, transport, alarm });
     }
     let device = Arc::new(device);
-    let agreement = device::agree(&device, false)?;
+    let agreement = device::agree(&device, Wishes { ring: false, passthrough })?;
+    pass_through(overlay, agreement, &device);
     let core = Arc::new(Core::new(Arc::clone(overlay), Some(rendezvous), agreement));
     let threads = device::start(&core, &device, threads)?;
     let kernel = Arc::new(Notices(device));
@@ -137,18 +142,27 @@ pub(super) fn serve_ring(
     overlay: &Arc<Overlay>,
     device: OwnedFd,
     crew: ring::Crew,
+    passthrough: bool,
 ) -> io::Result<Server> {
     let device = Arc::new(device);
-    let agreement = device::agree(&device, true)?;
+    let agreement = device::agree(&device, Wishes { ring: true, passthrough })?;
     if !agreement.has_ring {
         return Err(io::Error::other(format!("the kernel does not offer it ({RING_SWITCH})")));
     }
+    pass_through(overlay, agreement, &device);
     let core = Arc::new(Core::new(Arc::clone(overlay), None, agreement));
     let (bells, mut threads) = crew.start(&core, &device)?;
     threads.extend(device::start(&core, &device, 1)?);
     let (kernel, quiet) = (Arc::new(Notices(device)), Quiet::Idle(bells));
     let alarm = core.alarm().clone();
     Ok(Server { threads, quiet, kernel, transport: Transport::Ring, alarm })
+}
+
+/// Lets files be passed through if that was agreed on.
+fn pass_through(overlay: &Overlay, agreement: Agreement, device: &Arc<OwnedFd>) {
+    if agreement.passes_through {
+        overlay.table().passing.begin(Door::new(device));
+    }
 }
 
 /// The caches of a mount, by notifications of ours.

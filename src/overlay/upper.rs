@@ -146,6 +146,12 @@ impl Upper {
         Ok(Backing::with_ticket(Arc::new(self.unnamed()?), ticket))
     }
 
+    /// Makes a flat file for a copy that has to be made, whatever the budget says. They are
+    /// few, and don't live long.
+    pub(super) fn flat_for_copy(&mut self) -> io::Result<Arc<Backing>> {
+        Ok(Backing::new(Arc::new(self.unnamed()?)))
+    }
+
     fn unnamed(&mut self) -> io::Result<File> {
         let (flags, mode) = (OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
         match rustix::fs::openat(&self.scratch, c".", flags | OFlags::TMPFILE, mode) {

@@ -52,6 +52,9 @@ impl View<'_> {
     ) -> io::Result<T> {
         let ino = ino_of(node)?;
         let mut table = self.overlay.table();
+        if self.side == Side::After {
+            table.refresh(ino)?;
+        }
         // A node that came after the mark is unknown before it.
         if self.side == Side::Before
             && table.recorder.nodes.get(&ino).is_some_and(|touch| touch.image.is_none())
@@ -164,6 +167,11 @@ impl Tree for View<'_> {
     }
 
     fn content(&self, node: NodeId) -> io::Result<Content> {
+        if self.side == Side::After
+            && let Some(copy) = self.overlay.copy_of(ino_of(node)?)?
+        {
+            return Ok(Arc::new(copy));
+        }
         self.ask(node, |table, ino| {
             let (body, size) = match self.image(table, ino) {
                 Some(image) if image.face.kind == Kind::File => match &image.body {

@@ -31,6 +31,7 @@ pub(super) use abi::HeaderOut;
 pub(super) use abi::head_size;
 pub(super) use init::Agreement;
 pub(super) use init::Offer;
+pub(super) use init::Wishes;
 pub(super) use reply::drop_entry;
 pub(super) use reply::drop_node;
 

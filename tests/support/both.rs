@@ -60,11 +60,13 @@ impl Drop for Guard {
 }
 
 /// How to mount: by the transport that `YADOKARI_FUSE_TRANSPORT` names, so that all of
-/// these tests can be run with each.
+/// these tests can be run with each, and passing files through if
+/// `YADOKARI_FUSE_PASSTHROUGH` is 1.
 pub(crate) fn options() -> MountOptions {
     let name = std::env::var("YADOKARI_FUSE_TRANSPORT").unwrap_or_else(|_| "auto".to_owned());
     let transport = Transport::named(&name).expect("auto, device, ring or fuser");
-    MountOptions { transport, ..MountOptions::default() }
+    let passthrough = std::env::var("YADOKARI_FUSE_PASSTHROUGH").is_ok_and(|value| value == "1");
+    MountOptions { transport, passthrough, ..MountOptions::default() }
 }
 
 const ELSEWHERE: &str = "YADOKARI_ELSEWHERE";
@@ -78,7 +80,7 @@ pub(crate) fn elsewhere() -> Option<PathBuf> {
 pub(crate) struct Both {
     pub(crate) overlay: Arc<Overlay>,
     session: Option<Session>,
-    transport: Transport,
+    options: MountOptions,
     place: tempfile::TempDir,
     /// Dropped last.
     _guard: Guard,
@@ -93,11 +95,16 @@ impl Both {
 
     /// An overlay over `lowers`.
     pub(crate) fn over(lowers: Vec<Lower>) -> Option<Self> {
-        Self::by(options().transport, lowers)
+        Self::with(options(), lowers)
     }
 
     /// An overlay over `lowers`, spoken to by `transport`.
     pub(crate) fn by(transport: Transport, lowers: Vec<Lower>) -> Option<Self> {
+        Self::with(MountOptions { transport, ..options() }, lowers)
+    }
+
+    /// An overlay over `lowers`, mounted as `options` say.
+    pub(crate) fn with(options: MountOptions, lowers: Vec<Lower>) -> Option<Self> {
         use std::os::unix::fs::PermissionsExt;
         let place = tempfile::tempdir().expect("a directory");
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("ours");
@@ -106,7 +113,7 @@ impl Both {
         }
         let overlay = Overlay::new(lowers, &place.path().join("scratch")).expect("an overlay");
         let guard = Guard::of(&place.path().join("ours"));
-        let mut both = Self { overlay, session: None, transport, place, _guard: guard };
+        let mut both = Self { overlay, session: None, options, place, _guard: guard };
         match both.mount() {
             Ok(()) => Some(both),
             Err(
@@ -124,8 +131,7 @@ impl Both {
     }
 
     fn mount(&mut self) -> Result<(), MountError> {
-        let options = MountOptions { transport: self.transport, ..options() };
-        self.session = Some(self.overlay.mount(&self.ours(), options)?);
+        self.session = Some(self.overlay.mount(&self.ours(), self.options)?);
         Ok(())
     }
 

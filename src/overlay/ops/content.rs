@@ -59,7 +59,7 @@ struct Plan {
     backing: Arc<Backing>,
     at: u64,
     epoch: u64,
-    /// [`Body::shares`] when it was made.
+    /// How often others came to show bytes of the file, when this was made.
     shares: u64,
 }
 
@@ -139,6 +139,15 @@ impl Overlay {
         }
         table.touch(ino, true)?;
         table.drop_capability(ino)?;
+        if table.passing.flat(ino).is_some() {
+            if what != Space::Extend {
+                table.zero_through(ino, &range)?;
+            }
+            if matches!(what, Space::Extend | Space::Zero) {
+                table.resize_through(ino, size.max(range.end))?;
+            }
+            return table.modified(ino, now());
+        }
         let (body, face) = table.body_mut(ino)?;
         if what != Space::Extend {
             Arc::make_mut(&mut body.extents).remove(range.start..range.end.min(size));
@@ -152,10 +161,14 @@ impl Overlay {
     /// `LSEEK` for data or a hole.
     pub(in crate::overlay) fn op_seek(&self, ino: Ino, offset: u64, what: Seek) -> Answer<u64> {
         let mut table = self.table();
-        let (extents, size) = table.extents(ino)?;
+        let (_, size) = table.extents(ino)?;
         if offset >= size {
             return Err(Fault::NoOffset);
         }
+        if table.passing.flat(ino).is_some() {
+            return table.seek_through(ino, offset, size, what);
+        }
+        let (extents, size) = table.extents(ino)?;
         match what {
             Seek::Data => {
                 extents.next_data(offset).filter(|&data| data < size).ok_or(Fault::NoOffset)
@@ -164,7 +177,8 @@ impl Overlay {
         }
     }
 
-    /// `COPY_FILE_RANGE`: shares extents, copies no byte. Gives the number of bytes.
+    /// `COPY_FILE_RANGE`: shares extents, copies no byte. Gives the number of bytes. What
+    /// is passed through shares nothing: the kernel copies it.
     pub(in crate::overlay) fn op_copy(
         &self,
         (from, offset): (Ino, u64),
@@ -172,6 +186,9 @@ impl Overlay {
         length: u64,
     ) -> Answer<u64> {
         let mut table = self.table();
+        if table.passing.flat(from).is_some() || table.passing.flat(to).is_some() {
+            return Err(Fault::Unsupported);
+        }
         let (_, size) = table.extents(from)?;
         let length = length.min(size.saturating_sub(offset)).min(MAX_COPY);
         let range = checked_range(target, length)?;
@@ -218,8 +235,12 @@ impl Table {
     /// Finds a place for the bytes of `range` of the file `ino`.
     fn plan(&mut self, ino: Ino, range: &Range<u64>) -> Answer<Plan> {
         let epoch = self.upper.epoch();
+        let shares = self.body_mut(ino)?.0.shares;
+        if let Some(flat) = self.passing.flat(ino) {
+            let (backing, at) = (Arc::clone(flat), range.start);
+            return Ok(Plan { backing, at, epoch: SEALED, shares });
+        }
         let (body, face) = self.body_mut(ino)?;
-        let shares = body.shares;
         if let Some((flat, born)) = &body.flat
             && *born == epoch
         {
@@ -265,6 +286,9 @@ impl Table {
         if size > MAX_SIZE {
             return Err(Fault::TooLarge);
         }
+        if self.resize_through(ino, size)? {
+            return Ok(());
+        }
         let (body, face) = self.body_mut(ino)?;
         if size < face.size {
             Arc::make_mut(&mut body.extents).remove(size..u64::MAX);
@@ -278,7 +302,7 @@ impl Table {
         let inode = self.inode_mut(ino)?;
         inode.set_mtime(now, None);
         inode.set_ctime(now);
-        Ok(())
+        self.restamp(ino)
     }
 
     /// Bytes that were changed through a mapping arrived. If a program set the time

@@ -29,7 +29,12 @@ const ATTR_MODE: usize = 60;
 const ATTR_LINKS: usize = 64;
 
 fn core(overlay: &Arc<Overlay>) -> Core {
-    let agreement = Agreement { has_ring: false, says_before_changing: true };
+    core_of(overlay, false)
+}
+
+fn core_of(overlay: &Arc<Overlay>, passes_through: bool) -> Core {
+    let agreement =
+        Agreement { says_before_changing: true, passes_through, ..Agreement::default() };
     Core::new(Arc::clone(overlay), None, agreement)
 }
 
@@ -314,16 +319,39 @@ fn messages() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+/// Without a device of a mount nothing is passed through, and all is said as ever.
+#[test]
+fn where_files_may_be_passed_through_they_are_made_opened_and_released_by_request() {
+    const OPEN: u32 = 14;
+    const RELEASE: u32 = 18;
+    const CREATE: u32 = 35;
+    let overlay = over(&[]);
+    let create = [words(&[2, 0o100_644, 0, 0]), b"f\0".to_vec()].concat();
+    assert_eq!(failed(&core(&overlay), ask(CREATE, u64::from(ROOT)), &create), libc::ENOSYS);
+    let core = core_of(&overlay, true);
+    let made = done(&core, ask(CREATE, u64::from(ROOT)), &create);
+    // Behind the entry: a handle of ours, flags, no backing file.
+    assert_eq!((made.len(), long(&made, 128), word(&made, 136), word(&made, 140)), (144, 0, 2, 0));
+    let node = long(&made, 0);
+    assert_eq!(failed(&core, ask(CREATE, u64::from(ROOT)), &create), libc::EEXIST);
+    assert_eq!(done(&core, ask(OPEN, node), &words(&[0, 0])), words(&[0, 0, 2, 0]));
+    for _ in 0..3 {
+        assert_eq!(done(&core, ask(RELEASE, node), &words(&[0; 6])), Vec::<u8>::new());
+    }
+    assert_eq!(failed(&core, ask(OPEN, 99), &words(&[0, 0])), libc::ESTALE);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn no_bytes_panic_or_break_the_table(
-        requests in prop::collection::vec(messages(), 1..150)
+        requests in prop::collection::vec(messages(), 1..150),
+        passes_through in any::<bool>(),
     ) {
         let overlay = over(&[base()]);
         overlay.mark();
-        let core = core(&overlay);
+        let core = core_of(&overlay, passes_through);
         for request in requests {
             answer(&core, &request);
         }

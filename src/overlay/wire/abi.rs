@@ -74,6 +74,8 @@ pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 
 /// `FOPEN_KEEP_CACHE`: what the kernel has of the file is true.
 pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+/// `FOPEN_PASSTHROUGH`: the kernel reads and writes the backing file that is named.
+pub(super) const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 /// `FOPEN_NOFLUSH`: closing needs no request.
 pub(super) const FOPEN_NOFLUSH: u32 = 1 << 5;
 
@@ -138,6 +140,7 @@ structures! {
     RenameIn { newdir: u64, }
     Rename2In { newdir: u64, flags: u32, padding: u32, }
     LinkIn { oldnodeid: u64, }
+    OpenIn { flags: u32, open_flags: u32, }
     CreateIn { flags: u32, mode: u32, umask: u32, open_flags: u32, }
     ReadIn {
         fh: u64,
@@ -255,7 +258,8 @@ pub(in super::super) fn head_size(opcode: u32) -> usize {
         opcode::RENAME => size_of::<RenameIn>(),
         opcode::RENAME2 => size_of::<Rename2In>(),
         opcode::LINK => size_of::<LinkIn>(),
-        opcode::TMPFILE => size_of::<CreateIn>(),
+        opcode::OPEN => size_of::<OpenIn>(),
+        opcode::CREATE | opcode::TMPFILE => size_of::<CreateIn>(),
         opcode::READ | opcode::READDIR | opcode::READDIRPLUS => size_of::<ReadIn>(),
         opcode::WRITE => size_of::<WriteIn>(),
         opcode::SETXATTR => size_of::<SetxattrIn>(),

@@ -27,6 +27,7 @@ use crate::overlay::inode::Ino;
 use crate::overlay::kernel::Operation;
 use crate::overlay::ops::Change;
 use crate::overlay::ops::NewNode;
+use crate::overlay::passthrough::Opening;
 use crate::overlay::rendezvous::Rendezvous;
 use crate::overlay::table::CAPABILITY;
 use crate::overlay::watchdog::Alarm;
@@ -196,9 +197,14 @@ impl Core {
                 let new = new_node(header, Kind::File, mode);
                 let is_linkable = flags & libc::O_EXCL == 0;
                 let made = overlay.answer(Operation::TmpFile, |overlay| {
-                    overlay.op_make_nameless(parent, &new, is_linkable)
+                    let made = overlay.op_make_nameless(parent, &new, is_linkable)?;
+                    if !self.agreement.passes_through {
+                        return Ok((made, None));
+                    }
+                    let (made, opening) = overlay.op_open_nameless(&made, writes(flags))?;
+                    Ok((made, Some(opening)))
                 });
-                short(made.map(|attributes| Short::new(&reply::create_out(&attributes))))
+                short(made.map(|(made, opening)| Short::new(&reply::create_out(&made, opening))))
             }
             Request::Unlink { parent, name } => {
                 empty(overlay.answer(Operation::Unlink, |it| it.op_unlink(parent, name)))
@@ -228,7 +234,31 @@ impl Core {
                 let found = overlay.answer(Operation::StatFs, Overlay::op_statfs);
                 short(found.map(|stat: StatVfs| Short::new(&reply::statfs_out(&stat))))
             }
-            Request::Release => {
+            Request::Open { .. } if !self.agreement.passes_through => {
+                Reply::Error(overlay.refuse(Operation::Open))
+            }
+            Request::Create { .. } if !self.agreement.passes_through => {
+                Reply::Error(overlay.refuse(Operation::Create))
+            }
+            Request::Open { node, flags } => self.open(node, writes(flags)),
+            Request::Create { parent, name, mode, flags } => {
+                let new = new_node(header, Kind::File, mode);
+                let made = overlay.answer(Operation::Create, |overlay| {
+                    overlay.op_create(parent, name, &new, writes(flags))
+                });
+                short(
+                    made.map(|(made, opening)| {
+                        Short::new(&reply::create_out(&made, Some(opening)))
+                    }),
+                )
+            }
+            Request::Release { node } if self.agreement.passes_through => {
+                empty(overlay.answer(Operation::Release, |overlay| {
+                    overlay.op_release(node);
+                    Ok(())
+                }))
+            }
+            Request::Release { .. } | Request::ReleaseDir => {
                 overlay.requests().count(Operation::Release);
                 Reply::Short(Short::empty())
             }
@@ -312,6 +342,16 @@ impl Core {
         found.map_or_else(Reply::Error, |value| reply::xattr(value, size))
     }
 
+    /// What the kernel was told of the file's attributes, as good forever, isn't any more
+    /// if programs may write to it without a word.
+    fn open(&self, node: Ino, writes: bool) -> Reply {
+        let opened = self.overlay.answer(Operation::Open, |it| it.op_open(node, writes));
+        if writes && matches!(opened, Ok(Opening::Through(_))) {
+            self.overlay.drop_attributes(node);
+        }
+        short(opened.map(|opening| Short::new(&reply::open_out(opening))))
+    }
+
     /// Set-id bits go where the kernel says so, and with a change that names nothing;
     /// see `set_id.rs` for what that means. The answer has the mode, so that the
     /// kernel need not be told besides.
@@ -325,8 +365,14 @@ impl Core {
         self.overlay.answer(Operation::SetAttr, |overlay| {
             let attributes = overlay.op_setattr(node, change)?;
             let names_nothing = change.names_nothing();
-            let had =
-                if kills_set_id || names_nothing { overlay.op_kill_set_id(node)? } else { None };
+            // No WRITE follows that would say so.
+            let is_kept = names_nothing
+                && !kills_set_id
+                && self.doubts.are_about(node)
+                && overlay.is_passed_through(node)
+                && set_id::may_keep(header.pid).unwrap_or(header.uid == 0);
+            let is_killed = (kills_set_id || names_nothing) && !is_kept;
+            let had = if is_killed { overlay.op_kill_set_id(node)? } else { None };
             if names_nothing && !kills_set_id {
                 self.doubts.taken(node, header.pid, had);
             } else {
@@ -379,6 +425,11 @@ impl Core {
             self.overlay.drop_attributes(node);
         }
     }
+}
+
+/// Whether open(2) with `flags` lets write.
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
 /// What the caller makes; `mode` may have bits of the kind.

@@ -33,7 +33,22 @@ pub(in crate::overlay) struct Agreement {
     pub(in crate::overlay) has_ring: bool,
     /// See [`SAYS_BEFORE_CHANGING`].
     pub(in crate::overlay) says_before_changing: bool,
+    /// Files may be passed through, so OPEN and RELEASE are served.
+    pub(in crate::overlay) passes_through: bool,
 }
+
+/// What a mount may have besides what all have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::overlay) struct Wishes {
+    /// Requests by io_uring.
+    pub(in crate::overlay) ring: bool,
+    /// Files that are passed through.
+    pub(in crate::overlay) passthrough: bool,
+}
+
+/// How many filesystems may lie on top of each other below the mount, and it be one of
+/// them: what is written is on one that lies on none. See `passthrough.rs`.
+const STACK_DEPTH: u32 = 1;
 
 /// Why a mount can't begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -76,13 +91,13 @@ impl Offer {
         self.flags.contains(InitFlags::FUSE_OVER_IO_URING)
     }
 
-    /// What we want of it, with io_uring if `wants_ring`, and the answer that says so.
+    /// What we want of it, with what is wished and offered, and the answer that says so.
     ///
     /// # Errors
     /// [`Refusal::Version`].
     pub(in crate::overlay) fn accept(
         &self,
-        wants_ring: bool,
+        wishes: Wishes,
     ) -> Result<(Agreement, Vec<u8>), Refusal> {
         // A kernel with a higher major version would have to be asked to speak this one;
         // there is none.
@@ -96,8 +111,12 @@ impl Offer {
                 | InitFlags::FUSE_INIT_EXT,
             InitFlags::union,
         );
-        if wants_ring {
+        if wishes.ring {
             wanted |= InitFlags::FUSE_OVER_IO_URING;
+        }
+        let passes_through = wishes.passthrough && self.flags.contains(InitFlags::FUSE_PASSTHROUGH);
+        if passes_through {
+            wanted |= InitFlags::FUSE_PASSTHROUGH;
         }
         let lacking = wanted.difference(self.flags);
         if !lacking.is_empty() {
@@ -115,11 +134,13 @@ impl Offer {
             time_gran: 1,
             max_pages: (MAX_WRITE as usize / rustix::param::page_size()).max(1) as u16,
             flags2: (flags.bits() >> 32) as u32,
+            max_stack_depth: if passes_through { STACK_DEPTH } else { 0 },
             ..abi::InitOut::default()
         };
         let agreement = Agreement {
             has_ring: flags.contains(InitFlags::FUSE_OVER_IO_URING),
             says_before_changing: self.minor >= SAYS_BEFORE_CHANGING,
+            passes_through,
         };
         let done = Done::Answer { error: 0, length: size_of_val(&out) };
         let mut message = done.header(self.unique).unwrap_or_default().as_bytes().to_vec();
@@ -160,14 +181,14 @@ mod tests {
         let ring = InitFlags::FUSE_INIT_EXT | InitFlags::FUSE_OVER_IO_URING;
         let offer = Offer::read(&offered(ring | InitFlags::FUSE_ATOMIC_O_TRUNC)).unwrap();
         assert!(offer.has_ring());
-        let (agreement, bytes) = offer.accept(true).unwrap();
+        let (agreement, bytes) = offer.accept(Wishes { ring: true, passthrough: true }).unwrap();
         let (header, out) = answered(&bytes);
         assert_eq!((header.len as usize, header.error, header.unique), (bytes.len(), 0, 9));
         assert!(agreement.has_ring && agreement.says_before_changing);
         assert_eq!(u64::from(out.flags) | u64::from(out.flags2) << 32, ring.bits());
         assert_eq!(out.max_write, 1 << 20);
         assert_eq!(usize::from(out.max_pages) * rustix::param::page_size(), 1 << 20);
-        let (agreement, bytes) = offer.accept(false).unwrap();
+        let (agreement, bytes) = offer.accept(Wishes::default()).unwrap();
         assert!(!agreement.has_ring);
         assert_eq!(answered(&bytes).1.flags2, 0);
     }
@@ -181,10 +202,10 @@ mod tests {
     #[test]
     fn another_protocol_is_refused_by_name() {
         let old = abi::InitIn { major: 7, minor: 27, ..abi::InitIn::default() };
-        let refusal = Offer::read(&message(old, 0)).unwrap().accept(false).unwrap_err();
+        let refusal = Offer::read(&message(old, 0)).unwrap().accept(Wishes::default()).unwrap_err();
         assert_eq!(refusal, Refusal::Version(7, 27));
         let foreign = abi::InitIn { major: 8, minor: 40, ..abi::InitIn::default() };
-        assert!(Offer::read(&message(foreign, 0)).unwrap().accept(false).is_err());
+        assert!(Offer::read(&message(foreign, 0)).unwrap().accept(Wishes::default()).is_err());
     }
 
     #[test]

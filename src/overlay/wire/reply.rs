@@ -14,6 +14,7 @@ use crate::overlay::inode::Attributes;
 use crate::overlay::inode::Ino;
 use crate::overlay::lower;
 use crate::overlay::ops::Listed;
+use crate::overlay::passthrough::Opening;
 use crate::tree::Kind;
 
 /// The longest answer that is made before the request is let go: CREATE's.
@@ -100,7 +101,7 @@ pub(super) fn put(value: &[u8], out: &mut [u8]) -> Done {
 }
 
 fn attr(attributes: &Attributes) -> abi::Attr {
-    let Attributes { ino, face, atime, ctime, blocks } = attributes;
+    let Attributes { ino, face, atime, ctime, blocks, .. } = attributes;
     abi::Attr {
         ino: u64::from(*ino),
         size: answer::shown_size(attributes),
@@ -133,8 +134,17 @@ fn file_type(kind: Kind) -> u32 {
     }
 }
 
+/// How long attributes are good, in seconds.
+fn validity(attributes: &Attributes) -> u64 {
+    if attributes.last { FOREVER } else { 0 }
+}
+
 pub(super) fn attr_out(attributes: &Attributes) -> abi::AttrOut {
-    abi::AttrOut { attr_valid: FOREVER, attr: attr(attributes), ..abi::AttrOut::default() }
+    abi::AttrOut {
+        attr_valid: validity(attributes),
+        attr: attr(attributes),
+        ..abi::AttrOut::default()
+    }
 }
 
 /// An inode number is used again only after the kernel forgot it, so none needs a
@@ -143,7 +153,7 @@ pub(super) fn entry_out(attributes: &Attributes) -> abi::EntryOut {
     abi::EntryOut {
         nodeid: u64::from(attributes.ino),
         entry_valid: FOREVER,
-        attr_valid: FOREVER,
+        attr_valid: validity(attributes),
         attr: attr(attributes),
         ..abi::EntryOut::default()
     }
@@ -154,12 +164,22 @@ pub(super) fn no_entry() -> abi::EntryOut {
     abi::EntryOut { entry_valid: FOREVER, ..abi::EntryOut::default() }
 }
 
-/// A file that was made and opened at once. No other file is opened with a request, so
-/// nothing has to be remembered of this one.
-pub(super) fn create_out(attributes: &Attributes) -> abi::CreateOut {
-    let open_flags = abi::FOPEN_KEEP_CACHE | abi::FOPEN_NOFLUSH;
-    let open = abi::OpenOut { open_flags, ..abi::OpenOut::default() };
-    abi::CreateOut { entry: entry_out(attributes), open }
+/// A file that was made and opened at once; `None` where no other file is opened with a
+/// request, so that nothing has to be remembered of this one.
+pub(super) fn create_out(attributes: &Attributes, opening: Option<Opening>) -> abi::CreateOut {
+    let unasked = abi::FOPEN_KEEP_CACHE | abi::FOPEN_NOFLUSH;
+    let unasked = abi::OpenOut { open_flags: unasked, ..abi::OpenOut::default() };
+    abi::CreateOut { entry: entry_out(attributes), open: opening.map_or(unasked, open_out) }
+}
+
+/// What is passed through has nothing in the kernel's cache of the mount, and must not be
+/// said to.
+pub(super) fn open_out(opening: Opening) -> abi::OpenOut {
+    let (open_flags, backing_id) = match opening {
+        Opening::Served => (abi::FOPEN_KEEP_CACHE, 0),
+        Opening::Through(id) => (abi::FOPEN_PASSTHROUGH, id.0),
+    };
+    abi::OpenOut { fh: 0, open_flags, backing_id }
 }
 
 pub(super) fn statfs_out(stat: &StatVfs) -> abi::StatfsOut {

@@ -116,7 +116,20 @@ pub(super) enum Request<'a> {
         size: u32,
     },
     StatFs,
-    Release,
+    Open {
+        node: Ino,
+        flags: i32,
+    },
+    Create {
+        parent: Ino,
+        name: &'a [u8],
+        mode: u32,
+        flags: i32,
+    },
+    Release {
+        node: Ino,
+    },
+    ReleaseDir,
     SetXattr {
         node: Ino,
         name: &'a [u8],
@@ -270,7 +283,17 @@ impl<'a> Request<'a> {
                 Self::ReadDirPlus { node, offset, size }
             }
             opcode::STATFS => Self::StatFs,
-            opcode::RELEASE | opcode::RELEASEDIR => Self::Release,
+            opcode::OPEN => {
+                let flags = read::<abi::OpenIn>(head)?.flags.cast_signed();
+                Self::Open { node, flags }
+            }
+            opcode::CREATE => {
+                let made = read::<abi::CreateIn>(head)?;
+                let (mode, flags) = (made.mode, made.flags.cast_signed());
+                Self::Create { parent: node, name: name(tail)?, mode, flags }
+            }
+            opcode::RELEASE => Self::Release { node },
+            opcode::RELEASEDIR => Self::ReleaseDir,
             opcode::SETXATTR => {
                 let abi::SetxattrIn { size, flags } = read(head)?;
                 let name = name(tail)?;
@@ -305,9 +328,7 @@ impl<'a> Request<'a> {
             opcode::IOCTL => Self::Ioctl,
             opcode::INTERRUPT => Self::Interrupt,
             opcode::DESTROY => Self::Destroy,
-            opcode::OPEN => Self::Unserved(Operation::Open),
             opcode::OPENDIR => Self::Unserved(Operation::OpenDir),
-            opcode::CREATE => Self::Unserved(Operation::Create),
             // FLUSH, FSYNC, FSYNCDIR: a crash discards the step anyway. ACCESS: the kernel
             // checks permissions. STATX, POLL and others that come: nobody has them.
             _ => Self::Unserved(Operation::Other),
