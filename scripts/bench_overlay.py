@@ -127,6 +127,13 @@ class Ours:
             raise RuntimeError("the overlay failed")
 
 
+def mode(name):
+    """What makes the server work in that way."""
+    if name == "passthrough":
+        return {"YADOKARI_FUSE_TRANSPORT": "device", "YADOKARI_FUSE_PASSTHROUGH": "1"}
+    return {"YADOKARI_FUSE_TRANSPORT": name}
+
+
 # Name, preparation outside the clock, what is measured; {root} and {made} are filled in.
 WORKLOADS = [
     ("tar x of 20,000 small files", "", "tar -xf {made}/files.tar -C {root}/srv"),
@@ -236,7 +243,7 @@ def main():
     parser.add_argument("--base", required=True)
     parser.add_argument("-n", type=int, default=3, dest="rounds")
     parser.add_argument("--only", default="")
-    parser.add_argument("--transports", default="", help="device,ring,fuser: ours once for each")
+    parser.add_argument("--transports", default="", help="device,ring,fuser,passthrough: ours once for each")
     parser.add_argument("--ours", action="store_true", help="ours alone, beside each other")
     arguments = parser.parse_args()
     wanted = [word for word in arguments.only.split(",") if word]
@@ -246,7 +253,7 @@ def main():
         kinds = [Native(bench), Overlayfs(bench), FuseOverlayfs(bench), Ours(bench)]
         if arguments.transports:
             kinds[-1:] = [
-                Ours(bench, f"yadokari ({name})", {"YADOKARI_FUSE_TRANSPORT": name})
+                Ours(bench, f"yadokari ({name})", mode(name))
                 for name in arguments.transports.split(",")
             ]
         ours = [kind.name for kind in kinds[3:]]

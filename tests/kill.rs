@@ -98,7 +98,7 @@ fn a_killed_build_loses_no_finished_step_and_leaves_no_mount() {
     let whole = work.join("whole");
     let started = Instant::now();
     host::succeed(&mut build(&base, &context, &work.join("cache-whole"), &whole));
-    let length = started.elapsed();
+    let mut length = started.elapsed();
     validator::validate(&whole);
     let expected = Image::open(&whole);
 
@@ -130,7 +130,11 @@ fn a_killed_build_loses_no_finished_step_and_leaves_no_mount() {
             std::thread::park_timeout(Duration::from_millis(1));
         }
         victim.kill().expect("SIGKILL");
-        killed += u32::from(victim.wait().expect("a child").code().is_none());
+        match victim.wait().expect("a child").code() {
+            None => killed += 1,
+            // The machine was busier at first: the next ones are to meet a build at work.
+            Some(_) => length = length.min(begun.elapsed()),
+        }
         let before = outcomes(&reader.join().expect("a reader"));
 
         let output = host::succeed(&mut build(&base, &context, &cache, &layout));
