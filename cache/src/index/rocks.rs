@@ -40,6 +40,10 @@ const LAYOUT: u8 = 1;
 /// log is read anew.
 const BATCH: usize = 4 << 20;
 
+/// Bytes of a block: some 25 records. Larger ones make the list of blocks shorter, which
+/// every reader reads, and a look-up longer.
+const BLOCK: usize = 16 << 10;
+
 /// Files on level 0 from which a fold waits for their compaction longer, and a
 /// collector's without limit. Below, it gives it a moment: readers open every file,
 /// and closing the database aborts a compaction.
@@ -426,10 +430,15 @@ fn options(open_files: i32) -> Options {
     let mut table = BlockBasedOptions::default();
     // A miss should not read a block.
     table.set_bloom_filter(10.0, false);
+    // Whoever opens the index reads where all blocks begin: few blocks, few bytes each.
+    table.set_block_size(BLOCK);
+    table.set_index_block_restart_interval(16);
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_block_based_table_factory(&table);
     options.set_max_open_files(open_files);
+    // Sixteen builders that each start sixteen threads wait for one another.
+    options.set_max_file_opening_threads(1);
     options.set_write_buffer_size(BATCH);
     options.set_compression_type(rocksdb::DBCompressionType::None);
     // A fold must never wait for compactions that earlier folds had no time for.
