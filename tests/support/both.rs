@@ -24,12 +24,12 @@ use yadokari::overlay::Transport;
 #[derive(Debug)]
 pub(crate) struct Guard(Child);
 
-/// `$1`: process, `$2`: mount point. A process whose first thread has ended is dead.
-/// Forcing an unmount cuts the connection, and that ends all waiting. Nothing here
+/// `$1`: process, `$2`: mount point. A process that has no memory any more has ended, or
+/// does so: its first thread is a zombie, or closes the last file of the mount and waits for
+/// itself. Forcing an unmount cuts the connection, and that ends all waiting. Nothing here
 /// asks the mount itself.
 const WATCH: &str = r#"
-while state=$(sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null) &&
-      [ -n "$state" ] && [ "$state" != Z ] && [ "$state" != X ]; do
+while grep -q '^VmSize:' "/proc/$1/status" 2>/dev/null; do
     sleep 0.3
 done
 while umount -c -i -n -f -l "$2" 2>/dev/null; do :; done
