@@ -16,7 +16,7 @@
 use crate::key::Key;
 
 const MAGIC: &[u8; 8] = b"ydkrREC1";
-const HEADER: usize = 16;
+pub(crate) const HEADER: usize = 16;
 
 /// Highest length of a body: a put of more is a mistake of the caller, a frame
 /// that claims more is damaged.

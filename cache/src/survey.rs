@@ -12,7 +12,7 @@ use crate::cache::{Cache, RecordName};
 use crate::directory::{Access, sync_directory, unique_name};
 use crate::error::{Error, Notice};
 use crate::frame::{self, Item};
-use crate::index::log::{self, Log, Position};
+use crate::index::log::{self, Log, Mark, Position};
 use crate::index::plain::{Places, note_places};
 use crate::index::{Effect, effect, parts};
 use crate::key::Key;
@@ -51,7 +51,8 @@ impl Seen<'_> {
 #[derive(Debug)]
 pub struct SeenUntil {
     spool: HashSet<OsString>,
-    log: Position,
+    /// Number of the log, and how far it was read.
+    log: (u64, Mark),
 }
 
 /// What [`Cache::compact`] did.
@@ -78,10 +79,10 @@ impl Cache {
         let mut spool = Spool::new(self.directory(), Access::ReadOnly);
         spool.refresh(&mut notices);
         let records = self.directory().join("records");
-        let mut until = Position { log: 0, offset: 0 };
+        let mut until = (0, Mark::default());
         if let Some(log) = Log::open(self.directory()).map_err(Error::io("open", &records))? {
             let (places, end) = living(&log, &mut notices).map_err(Error::io("read", &log.path))?;
-            until = Position { log: log.number, offset: end };
+            until = (log.number, end);
             let mut places: Vec<_> = places.into_iter().collect();
             places.sort_unstable_by_key(|(_, place)| *place);
             for (name, (offset, length)) in places {
@@ -90,6 +91,10 @@ impl Cache {
                 if spool.get(&name).is_none() && !spool.is_taken_back(&name, &value) {
                     take(&Seen { bucket, key, value: &value });
                 }
+            }
+            if !log.still_has(end).map_err(Error::io("read", &log.path))? {
+                let changed = io::Error::other("an append to it failed while it was read");
+                return Err(Error::io("read", &log.path)(changed));
             }
         }
         for (name, value) in spool.records() {
@@ -119,8 +124,8 @@ impl Cache {
         let records = self.directory().join("records");
         let mut until = since.log;
         if let Some(log) = Log::open(self.directory()).map_err(Error::io("open", &records))? {
-            if log.number != until.log {
-                until = Position { log: log.number, offset: 0 };
+            if log.number != until.0 {
+                until = (log.number, Mark::default());
             }
             let mut show = |_, items: &[Item<'_>]| {
                 for item in items {
@@ -132,12 +137,12 @@ impl Cache {
                 }
                 io::Result::Ok(())
             };
-            let shown = match log.read_on(until.offset, &mut show) {
-                Ok(None) => log.read(0, &mut notices, show),
+            let shown = match log.read_on(until.1, &mut show) {
+                Ok(None) => log.read(Mark::default(), &mut notices, show),
                 Ok(Some(end)) => Ok(end),
                 Err(error) => Err(error),
             };
-            until.offset = shown.map_err(Error::io("read", &log.path))?;
+            until.1 = shown.map_err(Error::io("read", &log.path))?;
         }
         for (name, value) in spool.records() {
             if let Some((bucket, key)) = parts(name) {
@@ -205,6 +210,8 @@ impl Cache {
         let mut notices = Vec::new();
         let opened = Log::open(self.directory()).map_err(Error::io("open", &directory))?;
         let Some(old) = opened else { return Ok(Compacted::NotWorthwhile) };
+        // Whoever replaced one may have been killed before this.
+        log::remove_before(self.directory(), old.number);
         let (places, _) = living(&old, &mut notices).map_err(Error::io("read", &old.path))?;
         let length = old.length().map_err(Error::io("look at", &old.path))?;
         let alive: u64 = places
@@ -240,9 +247,11 @@ impl Cache {
 }
 
 /// The living records of a log, and up to where it was read.
-fn living(log: &Log, notices: &mut Vec<Notice>) -> io::Result<(Places, u64)> {
+fn living(log: &Log, notices: &mut Vec<Notice>) -> io::Result<(Places, Mark)> {
     let mut places = Places::new();
-    let end = log.read(0, notices, |start, items| note_places(&mut places, log, start, items))?;
+    let end = log.read(Mark::default(), notices, |start, items| {
+        note_places(&mut places, log, start, items)
+    })?;
     Ok((places, end))
 }
 

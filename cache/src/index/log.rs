@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::directory::sync_directory;
 use crate::error::{Error, Notice};
-use crate::frame::{Frames, Item, MAX_FRAME};
+use crate::frame::{Frames, HEADER, Item, MAX_FRAME};
 
 /// Bytes read at a time. More than the largest frame, so that every frame is
 /// seen whole in some window.
@@ -24,6 +24,22 @@ pub(crate) struct Position {
     pub(crate) log: u64,
     /// Bytes from its beginning.
     pub(crate) offset: u64,
+}
+
+/// Up to where a log was read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// Bytes from its beginning.
+    pub(crate) offset: u64,
+    /// Where the last frame began, and how: by its header one is told from another.
+    last: Option<(u64, [u8; HEADER])>,
+}
+
+impl From<Position> for Mark {
+    /// For a place up to which everything is durable.
+    fn from(position: Position) -> Self {
+        Self { offset: position.offset, last: None }
+    }
 }
 
 /// The current log.
@@ -67,7 +83,9 @@ impl Log {
     }
 
     /// Appends whole frames, durably; all or nothing, unless killed, which later
-    /// readers skip.
+    /// readers skip. Of an append that fails others may have read frames by then; the
+    /// next one, of the same frames and more in between, may write others there
+    /// ([`Log::still_has`]).
     pub(crate) fn append(&mut self, frames: &[u8]) -> Result<(), Error> {
         let length = self.length().map_err(Error::io("look at", &self.path))?;
         self.file.write_all(frames).and_then(|()| self.file.sync_data()).map_err(|source| {
@@ -84,15 +102,16 @@ impl Log {
     /// Returns where to go on later. Damage is skipped and noticed.
     pub(crate) fn read<E>(
         &self,
-        from: u64,
+        from: Mark,
         notices: &mut Vec<Notice>,
         mut take: impl FnMut(u64, &[Item<'_>]) -> Result<(), E>,
-    ) -> Result<u64, E>
+    ) -> Result<Mark, E>
     where
         E: From<io::Error>,
     {
         let length = self.length()?;
-        let (mut at, mut skipped) = (from, 0);
+        let Mark { offset: mut at, mut last } = from;
+        let mut skipped = 0;
         while at < length {
             let window = usize::try_from(length - at).unwrap_or(WINDOW).min(WINDOW);
             let mut bytes = vec![0; window];
@@ -100,6 +119,8 @@ impl Log {
             let mut frames = Frames::new(&bytes);
             while let Some((start, items)) = frames.next_frame() {
                 take(at + start as u64, &items)?;
+                let header = bytes[start..].first_chunk();
+                last = header.map(|header| (at + start as u64, *header));
             }
             skipped += frames.skipped as u64;
             let progress = frames.position() as u64;
@@ -112,27 +133,40 @@ impl Log {
         if skipped > 0 {
             notices.push(Notice::LogDamaged { path: self.path.clone(), skipped });
         }
-        Ok(at)
+        Ok(Mark { offset: at, last })
     }
 
-    /// [`read`](Self::read) for somebody who has read up to `from` before. `None` if
-    /// bytes would be skipped: they may be the rest of a frame that was written over
-    /// one of an append that failed, which had been read. Then nothing counts that was
-    /// read here, and reading begins at 0.
+    /// [`read`](Self::read) for somebody who has read up to `from` before. `None` if an
+    /// append failed whose frames had been read, and others may be there now. Then nothing
+    /// counts that was read here or before, and reading begins at 0.
     pub(crate) fn read_on<E>(
         &self,
-        from: u64,
+        from: Mark,
         take: impl FnMut(u64, &[Item<'_>]) -> Result<(), E>,
-    ) -> Result<Option<u64>, E>
+    ) -> Result<Option<Mark>, E>
     where
         E: From<io::Error>,
     {
-        if self.length()? < from {
-            return Ok(None);
-        }
         let mut skipped = Vec::new();
         let end = self.read(from, &mut skipped, take)?;
-        Ok(skipped.is_empty().then_some(end))
+        // Looked at last: it may have happened while this was read.
+        Ok((skipped.is_empty() && self.still_has(from)?).then_some(end))
+    }
+
+    /// Whether what was read up to `mark` is still there. Frames that took the place of
+    /// others begin elsewhere or otherwise where the last of those did: they are the same
+    /// in the same order, with more in between.
+    pub(crate) fn still_has(&self, mark: Mark) -> io::Result<bool> {
+        if self.length()? < mark.offset {
+            return Ok(false);
+        }
+        let Some((start, header)) = mark.last else { return Ok(true) };
+        let mut now = [0; HEADER];
+        match self.file.read_exact_at(&mut now, start) {
+            Ok(()) => Ok(now == header),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads the value that [`read`](Self::read) showed at an offset.
@@ -144,12 +178,17 @@ impl Log {
 }
 
 fn current(cache: &Path) -> io::Result<Option<(u64, PathBuf)>> {
+    Ok(all(cache)?.into_iter().max())
+}
+
+/// Numbers and paths of the logs.
+fn all(cache: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(cache.join("records")) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let mut newest = None;
+    let mut logs = Vec::new();
     for entry in entries {
         let entry = entry?;
         let number = entry
@@ -157,9 +196,18 @@ fn current(cache: &Path) -> io::Result<Option<(u64, PathBuf)>> {
             .to_str()
             .and_then(|name| name.strip_suffix(".log"))
             .and_then(|number| number.parse::<u64>().ok());
-        newest = newest.max(number.map(|number| (number, entry.path())));
+        logs.extend(number.map(|number| (number, entry.path())));
     }
-    Ok(newest)
+    Ok(logs)
+}
+
+/// Removes logs that were replaced. The caller holds the fold lock.
+pub(crate) fn remove_before(cache: &Path, number: u64) {
+    for (old, path) in all(cache).into_iter().flatten() {
+        if old < number {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 /// The counter that every fold raises once the index has what it folded. `None`
@@ -211,7 +259,7 @@ mod tests {
         }
         let (mut found, mut notices) = (Vec::new(), Vec::new());
         let end = log
-            .read(0, &mut notices, |start, items| {
+            .read(Mark::default(), &mut notices, |start, items| {
                 for item in items {
                     let offset = start + item.value_offset as u64;
                     assert_eq!(log.value(offset, item.value.len())?, item.value);
@@ -220,8 +268,9 @@ mod tests {
                 io::Result::Ok(())
             })
             .unwrap();
-        assert!(end > 2 * WINDOW as u64);
-        assert_eq!(end, log.length().unwrap());
+        assert!(end.offset > 2 * WINDOW as u64);
+        assert_eq!(end.offset, log.length().unwrap());
+        assert!(log.still_has(end).unwrap());
         assert_eq!(found, expected);
         assert_eq!(notices, []);
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Notice};
 use crate::frame::Item;
-use crate::index::log::{Log, Position};
+use crate::index::log::{Log, Mark, Position};
 use crate::index::{Effect, Index, effect, hash};
 
 /// Where the living records of a log are: index key to offset and length.
@@ -18,38 +18,36 @@ pub(crate) type Places = HashMap<Vec<u8>, (u64, usize)>;
 pub(crate) struct Plain {
     cache: PathBuf,
     log: Option<Log>,
-    read_to: Position,
+    read_to: Mark,
     places: Places,
 }
 
 impl Plain {
     pub(crate) fn new(cache: &Path) -> Self {
-        Self {
-            cache: cache.to_owned(),
-            log: None,
-            read_to: Position { log: 0, offset: 0 },
-            places: Places::new(),
-        }
+        Self { cache: cache.to_owned(), log: None, read_to: Mark::default(), places: Places::new() }
     }
 
     fn read_on(&mut self, notices: &mut Vec<Notice>) -> io::Result<()> {
         let Some(log) = Log::open(&self.cache)? else { return Ok(()) };
-        if log.number != self.read_to.log {
+        if self.log.as_ref().is_none_or(|old| old.number != log.number) {
             self.places.clear();
-            self.read_to = Position { log: log.number, offset: 0 };
+            self.read_to = Mark::default();
         }
+        // Before it is read: places are in this one from here on.
+        let log = &*self.log.insert(log);
         let places = &mut self.places;
-        let read = log
-            .read_on(self.read_to.offset, |start, items| note_places(places, &log, start, items))?;
-        self.read_to.offset = match read {
+        let read =
+            log.read_on(self.read_to, |start, items| note_places(places, log, start, items))?;
+        self.read_to = match read {
             Some(end) => end,
             None => {
                 places.clear();
-                self.read_to.offset = 0;
-                log.read(0, notices, |start, items| note_places(places, &log, start, items))?
+                self.read_to = Mark::default();
+                log.read(self.read_to, notices, |start, items| {
+                    note_places(places, log, start, items)
+                })?
             }
         };
-        self.log = Some(log);
         Ok(())
     }
 

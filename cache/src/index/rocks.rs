@@ -25,7 +25,7 @@ use rocksdb::{
 
 use crate::aside::set_aside;
 use crate::error::{Error, Notice};
-use crate::index::log::{self, Log, Position};
+use crate::index::log::{self, Log, Mark, Position};
 use crate::index::plain::Plain;
 use crate::index::{Effect, Index, effect, hash};
 
@@ -78,7 +78,7 @@ struct Reader {
     db: DB,
     /// How far the database had come.
     opened_at: Position,
-    read_to: Position,
+    read_to: Mark,
     /// Records behind `opened_at`; `None` if taken back. Values, not places: those
     /// of an append that failed are taken by others.
     tail: HashMap<Vec<u8>, Option<Vec<u8>>>,
@@ -86,7 +86,7 @@ struct Reader {
 
 impl Reader {
     fn new(db: DB, at: Position) -> Self {
-        Self { db, opened_at: at, read_to: at, tail: HashMap::new() }
+        Self { db, opened_at: at, read_to: at.into(), tail: HashMap::new() }
     }
 
     fn get(&self, index_key: &[u8]) -> Result<Option<Vec<u8>>, rocksdb::Error> {
@@ -101,11 +101,11 @@ impl Reader {
     fn catch_up(&mut self, cache: &Path) -> Result<bool, Failure> {
         let Some(log) = Log::open(cache)? else { return Ok(false) };
         let behind = log.length()?.checked_sub(self.opened_at.offset);
-        if log.number != self.read_to.log || behind.is_none_or(|behind| behind > LONG_TAIL) {
+        if log.number != self.opened_at.log || behind.is_none_or(|behind| behind > LONG_TAIL) {
             return Ok(false);
         }
         let (tail, db) = (&mut self.tail, &self.db);
-        let end = log.read_on(self.read_to.offset, |_, items| {
+        let end = log.read_on(self.read_to, |_, items| {
             for item in items {
                 match effect(item) {
                     (name, Effect::Put(value)) => {
@@ -126,7 +126,7 @@ impl Reader {
             Ok::<(), Failure>(())
         })?;
         let Some(end) = end else { return Ok(false) };
-        self.read_to.offset = end;
+        self.read_to = end;
         Ok(true)
     }
 }
@@ -202,7 +202,7 @@ impl Rocks {
 
     /// Opens the database for writing, at a position of this very log; sets aside
     /// what does not fit.
-    fn open_writer(&self, log: &Log, notices: &mut Vec<Notice>) -> Result<(DB, u64), Error> {
+    fn open_writer(&self, log: &Log, notices: &mut Vec<Notice>) -> Result<(DB, Position), Error> {
         let suspect = self.suspect();
         let mut doubt = fs::read_to_string(&suspect).ok();
         loop {
@@ -225,13 +225,13 @@ impl Rocks {
             let opened = DB::open(&options(256), &self.path)
                 .and_then(|db| db.get(POSITION).map(|position| (db, position)));
             match opened {
-                Ok((db, None)) => return Ok((db, 0)),
+                Ok((db, None)) => return Ok((db, Position { log: log.number, offset: 0 })),
                 Ok((db, Some(position))) => match decode(&position) {
                     Some(position)
                         if position.log == log.number
                             && log.length().is_ok_and(|length| position.offset <= length) =>
                     {
-                        return Ok((db, position.offset));
+                        return Ok((db, position));
                     }
                     // Killed after a shorter log was written: no damage.
                     Some(position) if position.log < log.number => {
@@ -251,13 +251,13 @@ impl Rocks {
     fn write_on(
         &self,
         db: &DB,
-        from: u64,
+        from: Position,
         log: &Log,
         notices: &mut Vec<Notice>,
     ) -> Result<(), Failure> {
         let mut batch = WriteBatch::default();
         let mut puts = false;
-        let end = log.read(from, notices, |_, items| {
+        let end = log.read(from.into(), notices, |_, items| {
             for item in items {
                 match effect(item) {
                     (name, Effect::Put(value)) => {
@@ -281,10 +281,10 @@ impl Rocks {
             }
             Ok::<(), Failure>(())
         })?;
-        if end == from && from != 0 {
+        if end.offset == from.offset && from.offset != 0 {
             return Ok(());
         }
-        batch.put(POSITION, encode(Position { log: log.number, offset: end }));
+        batch.put(POSITION, encode(Position { log: log.number, offset: end.offset }));
         db.write_without_wal(batch)?;
         db.flush()?;
         Ok(())
@@ -334,7 +334,7 @@ impl Index for Rocks {
             let from = db.get(POSITION).ok().flatten().as_deref().and_then(decode);
             if let Some(position) = from {
                 return self
-                    .write_on(db, position.offset, log, notices)
+                    .write_on(db, position, log, notices)
                     .map_err(|failure| failure.named(self, log));
             }
         }
