@@ -269,7 +269,7 @@ impl Overlay {
                     }
                 }
                 let extents = Extents::from_sorted(extents.into_iter());
-                self.table().landed_in_log(ino, generation, extents)?;
+                self.table().landed_in_log(ino, &flat, generation, extents)?;
             }
         }
         Ok(())
@@ -481,7 +481,8 @@ impl Table {
         let inode = self.inode_mut(ino)?;
         if let Some(time) = written {
             inode.set_mtime(time, None);
-            inode.set_ctime(time);
+            // It may have got another name since.
+            inode.set_ctime(time.max(inode.times().ctime));
         }
         let Inode { face, matter: Matter::File(Some(body)), .. } = inode else {
             return Err(Fault::Invalid);
@@ -563,11 +564,18 @@ impl Table {
         Ok(Landing::Done)
     }
 
-    /// The bytes of `ino` are in the log, unless somebody had it open meanwhile.
-    fn landed_in_log(&mut self, ino: Ino, generation: u64, extents: Extents) -> Answer<()> {
+    /// The bytes that `flat` had are in the log: they are those of `ino`, unless somebody
+    /// had it open meanwhile, or its number is another file's by now.
+    fn landed_in_log(
+        &mut self,
+        ino: Ino,
+        flat: &Arc<Backing>,
+        generation: u64,
+        extents: Extents,
+    ) -> Answer<()> {
         match self.passing.files.get(&ino) {
             Some(Opened { count: 0, through: Some(through) })
-                if through.generation == generation => {}
+                if through.generation == generation && Arc::ptr_eq(&through.flat, flat) => {}
             _ => {
                 self.wait_to_land(ino);
                 return Ok(());
@@ -641,4 +649,65 @@ impl Table {
 /// All of a file as a flat file has it.
 fn whole(flat: &Arc<Backing>, size: u64) -> Extents {
     extents_of(std::iter::once(0..size).collect(), flat, SEALED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::overlay::ops::NewNode;
+    use crate::tree::Device;
+
+    /// Makes `ino` a file that is passed through, was written to and is closed.
+    fn put(table: &mut Table, ino: Ino, bytes: &[u8]) -> Arc<Backing> {
+        let flat = table.upper.flat().expect("a file");
+        flat.write_all(bytes, 0).expect("room");
+        tame(flat.file()).expect("leases");
+        let size = bytes.len() as u64;
+        table.touch(ino, true).and_then(|()| table.body_mut(ino).map(drop)).expect("a file");
+        table.set_body(ino, whole(&flat, size), None).expect("a file");
+        table.inode_mut(ino).expect("a file").face.size = size;
+        let stat = rustix::fs::fstat(flat.file()).expect("an open file");
+        let (seen, floor) = (time_of(&stat), now());
+        let through = Through {
+            flat: Arc::clone(&flat),
+            id: BackingId(1),
+            is_written: true,
+            seen,
+            floor,
+            generation: 2,
+            blocks: 0,
+        };
+        table.passing.files.insert(ino, Opened { count: 0, through: Some(through) });
+        table.passing.count = 1;
+        flat
+    }
+
+    #[test]
+    fn bytes_on_their_way_to_the_log_are_not_those_of_the_next_file_with_the_number() {
+        let overlay = Overlay::new(Vec::new(), &std::env::temp_dir()).expect("a directory");
+        let new = NewNode {
+            kind: Kind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            device: Device::default(),
+            target: b"",
+        };
+        let mut table = overlay.table();
+        let ino = table.make(crate::overlay::inode::ROOT, b"file", &new).expect("made");
+        let first = put(&mut table, ino, b"first");
+        let landing = table.land(ino).expect("room");
+        let Landing::Move { flat, extents, generation } = landing else { panic!("kept") };
+        assert!(Arc::ptr_eq(&flat, &first));
+        // The file goes meanwhile, and another one comes.
+        table.passing.forget(ino);
+        let second = put(&mut table, ino, b"other");
+        let extents = Extents::from_sorted(extents.into_iter());
+        table.landed_in_log(ino, &flat, generation, extents).expect("a file");
+        assert!(table.passing.flat(ino).is_some_and(|now| Arc::ptr_eq(now, &second)));
+        drop(table);
+        let mut bytes = [0; 5];
+        assert_eq!(overlay.op_read(ino, 0, &mut bytes).expect("readable"), 5);
+        assert_eq!(&bytes, b"other");
+    }
 }

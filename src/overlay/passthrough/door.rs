@@ -7,10 +7,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::Weak;
 
+use super::flat::UNWRITTEN;
 use super::flat::is_ours_alone;
 use super::flat::punch;
 use super::flat::stamp;
 use super::flat::tame;
+use super::time_of;
 use crate::overlay::Overlay;
 use crate::overlay::device;
 use crate::overlay::session;
@@ -66,6 +68,11 @@ impl Door {
     }
 }
 
+/// Filesystems, by their numbers in statfs(2), that lock no file while it is read: btrfs,
+/// ext4, f2fs, tmpfs. On another one (XFS) a program that reads into memory which is mapped
+/// from the overlay may keep us from changing the file and wait for us.
+const READ_UNLOCKED: [rustix::fs::FsWord; 4] = [0x9123_683e, 0xef53, 0xf2f5_2010, 0x0102_1994];
+
 /// Why nothing is passed through.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::overlay) enum Refusal {
@@ -79,6 +86,8 @@ pub(in crate::overlay) enum Refusal {
         "what is written goes to a stacked filesystem, such as the overlayfs of a container's root"
     )]
     Stacked,
+    #[error("what is written goes to a filesystem other than btrfs, ext4, f2fs and tmpfs")]
+    Filesystem,
     /// Something that is needed of the filesystem of what is written.
     #[error("the filesystem of what is written has no {0} ({1})")]
     Lacks(&'static str, #[source] io::Error),
@@ -97,7 +106,15 @@ pub(in crate::overlay) fn probe(overlay: &Overlay) -> Result<(), Refusal> {
     let file = file.file();
     file.set_len(FLAT_FROM).map_err(lacks("room"))?;
     punch(file, &(0..4096)).map_err(lacks("holes that are punched"))?;
+    let system = rustix::fs::fstatfs(file).map_err(io::Error::from).map_err(lacks("name"))?;
+    if !READ_UNLOCKED.contains(&system.f_type) {
+        return Err(Refusal::Filesystem);
+    }
     stamp(file).map_err(lacks("times"))?;
+    let stat = rustix::fs::fstat(file).map_err(io::Error::from).map_err(lacks("times"))?;
+    if time_of(&stat) != UNWRITTEN {
+        return Err(Refusal::Lacks("times to the nanosecond", io::ErrorKind::Unsupported.into()));
+    }
     tame(file).map_err(lacks("leases"))?;
     if !is_ours_alone(file).map_err(lacks("leases"))? {
         return Err(Refusal::Lacks("leases", io::ErrorKind::WouldBlock.into()));
