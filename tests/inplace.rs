@@ -800,6 +800,24 @@ fn npm_is_recorded() {
     assert!(told.contains("tool says four"), "{told}");
 }
 
+/// A build in the container's own root, its words after the executable's.
+fn in_place(context: &Path, cache: &Path, out: &Path) -> Vec<String> {
+    let words = ["--no-push", "--log-format=text", "--context"].map(str::to_owned);
+    let options = [("--cache-dir", cache), ("--oci-layout-path", out)];
+    let options = options
+        .into_iter()
+        .flat_map(|(option, path)| [option.to_owned(), path.display().to_string()]);
+    words.into_iter().chain([context.display().to_string()]).chain(options).collect()
+}
+
+/// Runs one with `options` for the container; gives what it told.
+fn run_in_place(work: &Path, options: &[&str], words: Vec<String>) -> String {
+    let words: Vec<String> = ["/kaniko/executor".to_owned()].into_iter().chain(words).collect();
+    let container = Container::new(work);
+    let output = succeed(&mut container.command(CAPABILITIES, options, &words));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 /// A mount of the container is in no layer, though in another root it would be: what a
 /// step did there is told, and nobody gets the step from the cache.
 #[test]
@@ -812,49 +830,122 @@ fn a_step_that_writes_to_a_mount_of_the_container_is_not_kept() {
     let context = work.join("mounted");
     fs::create_dir_all(&context).expect("a directory");
     let inside = work.join("there");
-    fs::write(
-        context.join("Dockerfile"),
-        format!(
-            "FROM {base}\nRUN mkdir -p {0} && echo a > /a\nRUN mkdir -p {1} && echo b > {1}/b\n\
-             RUN echo c > /c\n",
-            work.display(),
-            inside.display()
-        ),
-    )
-    .expect("a Dockerfile");
-    let cache = work.join("shared-cache");
-    let words = |out: &Path| -> Vec<String> {
-        let words = ["--no-push", "--log-format=text", "--context"].map(str::to_owned);
-        let options = [("--cache-dir", cache.as_path()), ("--oci-layout-path", out)];
-        let options = options
-            .into_iter()
-            .flat_map(|(option, path)| [option.to_owned(), path.display().to_string()]);
-        words.into_iter().chain([context.display().to_string()]).chain(options).collect()
-    };
-    let warning = format!("RUN wrote to {}", inside.display());
+    // What is gone when the step ends is in no layer anywhere, nor is what was there.
+    let kept = "RUN mkdir -p {0} && echo a > {0}/passing && mv {0}/passing {0}/gone && \
+                rm {0}/gone && echo a > /a\n";
+    let unkept = ["RUN mkdir -p {1} && echo b > {1}/b\n", "RUN chmod 0755 {0} && echo c > /c\n"];
+    let dockerfile = format!("FROM {base}\nWORKDIR {{0}}\n{kept}{}", unkept.concat())
+        .replace("{0}", &work.display().to_string())
+        .replace("{1}", &inside.display().to_string());
+    fs::write(context.join("Dockerfile"), dockerfile).expect("a Dockerfile");
+    let (cache, out) = (work.join("shared-cache"), work.join("out"));
     for _ in 0..2 {
-        let executor = ["/kaniko/executor".to_owned()].into_iter().chain(words(&work.join("out")));
-        let words: Vec<String> = executor.collect();
-        let output = succeed(&mut Container::new(work).command(CAPABILITIES, &[], &words));
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(told.contains(&warning), "{told}");
-        fs::remove_dir_all(work.join("out")).expect("a layout");
+        let told = run_in_place(work, &[], in_place(&context, &cache, &out));
+        for path in [&inside, work] {
+            assert!(told.contains(&format!("RUN wrote to {}", path.display())), "{told}");
+        }
+        assert_eq!(told.matches("RUN wrote to").count(), 2, "{told}");
+        fs::remove_dir_all(&out).expect("a layout");
     }
     fs::remove_dir_all(&inside).expect("what the step made");
-    let out = work.join("out");
     let output = succeed(
         host::yadokari()
             .env("SOURCE_DATE_EPOCH", EPOCH)
             .args(["build", "--root=overlay"])
-            .args(words(&out)),
+            .args(in_place(&context, &cache, &out)),
     );
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(told.matches("CACHED").count(), 1, "{told}");
+    assert_eq!(told.matches("CACHED").count(), 2, "{told}");
     let image = Image::open(&out).flatten();
     let within = inside.join("b").display().to_string();
     for path in ["/a", &within, "/c"] {
         assert!(image.contains_key(path), "{path} is not in the image:\n{told}");
     }
+}
+
+/// A directory that the container has and the image lacks is one that a step makes.
+#[test]
+fn a_directory_that_only_the_container_has_is_not_taken_for_the_images() {
+    if !ready() {
+        return;
+    }
+    let (_registry, work, base) = host::registry_with_base();
+    let work = work.path();
+    let context = work.join("made");
+    fs::create_dir_all(&context).expect("a directory");
+    fs::write(
+        context.join("Dockerfile"),
+        format!("FROM {base}\nRUN mkdir -p {}\n", work.display()),
+    )
+    .expect("a Dockerfile");
+    let (cache, out) = (work.join("shared-cache"), work.join("out"));
+    let told = run_in_place(work, &[], in_place(&context, &cache, &out));
+    assert!(told.contains(&format!("RUN wrote to {},", work.display())), "{told}");
+}
+
+/// A cache mount can't be moved to its place where the cache is on a volume.
+#[test]
+fn a_step_with_a_cache_mount_is_kept_where_the_cache_is_on_a_volume() {
+    if !ready() {
+        return;
+    }
+    let (_registry, work, base) = host::registry_with_base();
+    let work = work.path();
+    let context = work.join("cached");
+    fs::create_dir_all(&context).expect("a directory");
+    fs::write(
+        context.join("Dockerfile"),
+        format!(
+            "FROM {base}\nRUN --mount=type=cache,target=/m echo a >> /m/log && cp /m/log /log\n"
+        ),
+    )
+    .expect("a Dockerfile");
+    let (cache, out) = (work.join("shared-cache"), work.join("out"));
+    let told = run_in_place(work, &[], in_place(&context, &cache, &out));
+    assert!(!told.contains("RUN wrote to"), "{told}");
+    fs::remove_dir_all(&out).expect("a layout");
+    let told = run_in_place(work, &[], in_place(&context, &cache, &out));
+    assert_eq!(told.matches("CACHED").count(), 1, "{told}");
+    assert!(!Image::open(&out).flatten().contains_key("/m/log"));
+}
+
+/// Where the cache can't be written, the layers of the build are in a place that the
+/// steps of a Dockerfile don't empty, and that is in no layer, walked or not.
+#[test]
+fn a_step_that_empties_tmp_takes_nothing_from_the_builder() {
+    if !ready() {
+        return;
+    }
+    let (_registry, work, base) = host::registry_with_base();
+    let work = work.path();
+    let context = work.join("emptying");
+    fs::create_dir_all(&context).expect("a directory");
+    fs::write(
+        context.join("Dockerfile"),
+        format!(
+            "FROM {base}\nRUN echo a > /a\nRUN rm -rf /tmp/* && echo b > /b\nRUN echo c > /c\n"
+        ),
+    )
+    .expect("a Dockerfile");
+    let locked = work.join("locked");
+    fs::create_dir(&locked).expect("a directory");
+    let volume = format!("{}:/locked:ro", locked.display());
+    let manifests = ["log", "full"].map(|mode| {
+        let out = work.join(mode);
+        let mut words = in_place(&context, Path::new("/locked"), &out);
+        if mode == "full" {
+            words.push("--snapshot-mode=full".to_owned());
+        }
+        let told = run_in_place(work, &["--volume", &volume], words);
+        let image = Image::open(&out).flatten();
+        for path in ["/a", "/b", "/c"] {
+            assert!(image.contains_key(path), "{path} is not in the image:\n{told}");
+        }
+        let foreign = image.keys().find(|path| path.contains("yadokari"));
+        assert_eq!(foreign, None, "{told}");
+        manifest(&out)
+    });
+    assert_eq!(manifests[0], manifests[1]);
 }
 
 /// The capabilities that kaniko needs are enough, and what a failed build left isn't

@@ -17,6 +17,7 @@ use super::Error;
 use super::Observer;
 use super::Progress;
 use super::Request;
+use super::request::RootChoice;
 use crate::collect;
 use crate::collect::Order;
 use crate::store::Store;
@@ -57,9 +58,15 @@ impl CacheDir {
         if !readable && !matches!(refused, CacheError::NewerFormat { .. }) {
             return Err(refused.into());
         }
-        let temporary = tempfile::Builder::new()
-            .prefix("yadokari-")
-            .tempdir()
+        let mut name = tempfile::Builder::new();
+        name.prefix("yadokari-");
+        // A RUN in the container's own root may well empty /tmp.
+        let own = match &request.root {
+            RootChoice::InPlace { state, .. } => name.tempdir_in(state).ok(),
+            _ => None,
+        };
+        let temporary = own
+            .map_or_else(|| name.tempdir(), Ok)
             .map_err(|source| Error::Scratch { path: std::env::temp_dir(), source })?;
         let cache = Cache::open(temporary.path(), Access::ReadWrite)?;
         let store = Store::open(temporary.path())?.with_lease(cache.lease()?);

@@ -45,6 +45,8 @@ impl Shared<'_> {
             None => {
                 let mut exceptions = options.exceptions.clone();
                 exceptions.own.push(self.request.cache_dir.clone());
+                // Another one, where that can't be written.
+                exceptions.own.push(self.workshop.store.directory().to_owned());
                 exceptions.own.push(state.clone());
                 exceptions.own.push(self.context.directory().to_owned());
                 exceptions.own.extend(std::env::current_exe().ok());

@@ -392,7 +392,7 @@ impl InPlace {
     }
 
     /// Paths of `overlay` below mounts of the container: a RUN sees the mount there
-    /// and not the image.
+    /// and not the image. What the user wants to be left alone is none of them.
     pub fn hidden(&self, overlay: &Overlay) -> Vec<RootPath> {
         let tree = overlay.after();
         let holds = |path: &&RootPath| {
@@ -404,7 +404,8 @@ impl InPlace {
         let places = self
             .outside
             .places()
-            .filter(|path| path.components().next().is_none_or(|first| !usual.contains(&first)));
+            .filter(|path| path.components().next().is_none_or(|first| !usual.contains(&first)))
+            .filter(|path| !self.outside.is_ignored(path));
         places.filter(|path| holds(path).is_some()).cloned().collect()
     }
 

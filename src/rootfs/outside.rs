@@ -26,6 +26,8 @@ pub struct Outside {
     places: BTreeSet<RootPath>,
     /// Those of them that are so in this container alone.
     private: BTreeSet<RootPath>,
+    /// Those of them that the user named.
+    ignored: BTreeSet<RootPath>,
     patterns: Matcher,
     unrecorded: Matcher,
 }
@@ -91,14 +93,16 @@ impl Outside {
         }
         let plain: Vec<RootPath> = plain.into_iter().filter_map(at).collect();
         private.retain(|place| !plain.iter().any(|ignored| place.starts_with(ignored)));
-        places.extend(plain);
+        let mut ignored: BTreeSet<RootPath> = plain.into_iter().collect();
+        ignored.remove(&RootPath::root());
+        places.extend(ignored.iter().cloned());
         places.remove(&RootPath::root());
         let matcher = |patterns: Vec<&str>| {
             let relative = patterns.into_iter().map(|pattern| pattern.trim_start_matches('/'));
             Matcher::new(relative).map_err(|error| Error::Pattern(error.to_string()))
         };
         let (patterns, unrecorded) = (matcher(patterns)?, matcher(UNRECORDED.to_vec())?);
-        Ok(Self { places, private, patterns, unrecorded })
+        Ok(Self { places, private, ignored, patterns, unrecorded })
     }
 
     /// Whether `path` is left alone.
@@ -127,6 +131,11 @@ impl Outside {
     /// builder. In another root they are part of the image.
     pub fn private(&self) -> impl Iterator<Item = &RootPath> {
         self.private.iter()
+    }
+
+    /// Whether `path` is left alone because the user says so.
+    pub fn is_ignored(&self, path: &RootPath) -> bool {
+        self.ignored.iter().any(|ignored| path.starts_with(ignored))
     }
 
     /// This and `more`.
@@ -240,6 +249,7 @@ mod tests {
         let outside = Outside::new(mounts.map(path), &exceptions).expect("valid");
         let private: Vec<&RootPath> = outside.private().collect();
         assert_eq!(private, [&path("/builds"), &path("/etc/hostname"), &path("/kaniko")]);
+        assert!(outside.is_ignored(&path("/ignored/m")) && !outside.is_ignored(&path("/builds")));
     }
 
     #[test]

@@ -295,8 +295,9 @@ fn filter(process: &Process, control: &Control) {
             if let Err(error) = seccomp::install() {
                 control.send(&Report::Fallback(Fallback::NoSeccomp(errno(error))));
             }
-            if user_namespace::has_one_id() {
-                let sent = recorder::owners::install()
+            let (user, group) = user_namespace::has_one_user_and_group();
+            if user || group {
+                let sent = recorder::owners::install(user, group)
                     .and_then(|listener| control.send_listener(&listener, false));
                 if let Err(error) = sent {
                     control.send(&Report::Fallback(Fallback::UnseenOwners(errno(error))));

@@ -71,6 +71,7 @@ use listener::Notice;
 use proc_links::as_callers;
 use proc_links::fails_for_all;
 use proc_links::is_of_proc;
+use proc_links::is_of_process;
 use proc_links::open_same_for_all;
 use proc_links::proc_link;
 use process::Caller;
@@ -83,8 +84,8 @@ const MAX_LINKS: u32 = 40;
 /// Directories that are remembered by the string that led there.
 const REMEMBERED: usize = 4096;
 
-/// Entries in private places that are noted: to be told of, not to be looked at.
-const PRIVATE: usize = 8;
+/// Entries in private places that are noted.
+const PRIVATE: usize = 4096;
 
 /// What a step could have changed.
 #[derive(Clone, Debug, Default)]
@@ -97,9 +98,14 @@ pub struct Recording {
     pub through_links: BTreeSet<RootPath>,
     /// Entries that were made symbolic links at some time.
     pub links: BTreeSet<RootPath>,
-    /// Some of the entries that were touched in places that are the container's own: what
-    /// happened to them is in no layer, though elsewhere it would be.
+    /// The entries that were touched in places that are the container's own: what happened
+    /// to them is in no layer, though elsewhere it would be.
     pub private: BTreeSet<RootPath>,
+    /// Whether there were more of them than are worth remembering.
+    pub more_private: bool,
+    /// Such places that a directory was to be made at, as `mkdir --parents` tries for the
+    /// way to what it makes.
+    pub ways: BTreeSet<RootPath>,
     /// Users who changed attributes of files of theirs that couldn't be named.
     pub owners: BTreeSet<u32>,
     /// Why the above may be incomplete: the whole tree must be compared.
@@ -262,6 +268,8 @@ impl<'a> Scribe<'a> {
         all.through_links.extend(own.through_links);
         all.links.extend(own.links);
         all.private.extend(own.private);
+        all.more_private |= own.more_private;
+        all.ways.extend(own.ways);
         all.owners.extend(own.owners);
         all.notices += own.notices;
         all.lost = all.lost.take().or(own.lost);
@@ -518,6 +526,9 @@ impl<'a> Scribe<'a> {
         full: Vec<u8>,
         links: Links,
     ) -> Result<Option<Vec<u8>>, Unreadable> {
+        if is_of_process(caller, &full) {
+            return Ok(None);
+        }
         let Some((link, rest)) = proc_link(caller, &full) else {
             if is_of_proc(&full) && full.split(|&byte| byte == b'/').any(|part| part == b"..") {
                 return Err(Unreadable::Call("a path leads into /proc and up again".to_owned()));
@@ -585,7 +596,7 @@ impl<'a> Scribe<'a> {
                 continue;
             }
             // A link that lies outside may lead back, as /dev/stdin does.
-            if links == Links::Kept && self.is_outside(&entry) {
+            if links == Links::Kept && self.is_outside(&entry, kind) {
                 return Ok(());
             }
             let target = match (links, &opened) {
@@ -635,29 +646,27 @@ impl<'a> Scribe<'a> {
         }
     }
 
-    fn is_outside(&mut self, path: &RootPath) -> bool {
+    fn is_outside(&mut self, path: &RootPath, kind: Kind) -> bool {
         if self.recorder.outside.iter().any(|outside| path.starts_with(outside)) {
             return true;
         }
         let Some(place) = self.recorder.private.iter().find(|place| path.starts_with(place)) else {
             return false;
         };
-        // `mkdir --parents` tries the way to what it makes.
-        let is_way = path == place && self.is_directory(path);
-        if !is_way && self.recording.private.len() < PRIVATE {
+        if kind == Kind::Directory && path == place {
+            self.recording.ways.insert(path.clone());
+        } else if self.recording.private.len() < PRIVATE {
             self.recording.private.insert(path.clone());
+        } else {
+            self.recording.more_private = true;
         }
         true
     }
 
-    fn is_directory(&self, path: &RootPath) -> bool {
-        open_directory(&[b"/", path.as_bytes()].concat()).is_ok()
-    }
-
     fn enter(&mut self, path: RootPath, kind: Kind) {
         match kind {
-            Kind::Entry => {
-                if self.recent.contains(path.as_bytes()) || self.is_outside(&path) {
+            Kind::Entry | Kind::Directory => {
+                if self.recent.contains(path.as_bytes()) || self.is_outside(&path, kind) {
                     return;
                 }
                 if self.recent.len() >= REMEMBERED {
@@ -668,12 +677,12 @@ impl<'a> Scribe<'a> {
             }
             Kind::Gone => {
                 self.directories.forget_links();
-                if !self.is_outside(&path) {
+                if !self.is_outside(&path, kind) {
                     self.recording.touched.insert(path);
                 }
             }
             Kind::Link => {
-                if !self.is_outside(&path) {
+                if !self.is_outside(&path, kind) {
                     self.recording.links.insert(path.clone());
                     self.recording.touched.insert(path);
                 }
@@ -684,7 +693,7 @@ impl<'a> Scribe<'a> {
                 } else {
                     self.directories.clear();
                 }
-                if !self.is_outside(&path) {
+                if !self.is_outside(&path, kind) {
                     self.recording.moved.insert(path.clone());
                     self.recording.touched.insert(path);
                 }

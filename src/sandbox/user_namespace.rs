@@ -143,11 +143,11 @@ fn enter(mut helper: UnixStream, outside: &Outside) -> Result<Option<String>, Us
     Ok(Some(why).filter(|why| !why.is_empty()))
 }
 
-/// Whether no file can be given to somebody else in the user namespace that we are in:
-/// there is one user or one group alone.
-pub(super) fn has_one_id() -> bool {
+/// Whether no file can be given to another user, and to another group, in the user
+/// namespace that we are in: there is one alone.
+pub(super) fn has_one_user_and_group() -> (bool, bool) {
     let is_single = |path| fs::read_to_string(path).is_ok_and(|map| size(&map) <= 1);
-    is_single("/proc/self/uid_map") || is_single("/proc/self/gid_map")
+    (is_single("/proc/self/uid_map"), is_single("/proc/self/gid_map"))
 }
 
 /// How many ids a map has.

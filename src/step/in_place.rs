@@ -142,7 +142,7 @@ pub fn run(
             spoilt = Some(format!("{program} needs set-user-ID"));
             continue;
         }
-        let private = recording.private.iter().cloned().collect();
+        let private = private_of(place, &recording);
         let ended = ended.map(|exit| Ran { exit, private });
         if !ended.as_ref().is_ok_and(|ran| ran.exit.is_success()) {
             // Nothing of a step that failed stays, neither here nor for the next build.
@@ -163,6 +163,23 @@ pub fn run(
         }
         return ended;
     }
+}
+
+/// What a step left where the container has something of its own, or changed of the
+/// place itself. What is gone again would be in no layer anywhere.
+fn private_of(place: &Place<'_>, recording: &Recording) -> Vec<RootPath> {
+    let tree = place.overlay.after();
+    let node = |path: &RootPath| tree.find(path).ok().flatten();
+    let is_there = |path: &RootPath| {
+        recording.more_private
+            || node(path).is_some()
+            || place.root.disk().stat(path, false).is_ok()
+    };
+    let is_new = |path: &RootPath| {
+        node(path).and_then(|node| tree.stat(node).ok()).is_none_or(|stat| !stat.is_directory())
+    };
+    let touched = recording.private.iter().filter(|path| is_there(path));
+    touched.chain(recording.ways.iter().filter(|path| is_new(path))).cloned().collect()
 }
 
 fn names_privileged_program(arguments: &[String]) -> bool {

@@ -116,7 +116,7 @@ impl<'a> StandIns<'a> {
     }
 
     /// Makes `at`; gives the place that it has to go back to.
-    fn make(&self, at: &Path, contents: Contents<'_>) -> io::Result<Option<PathBuf>> {
+    fn make(&mut self, at: &Path, contents: Contents<'_>) -> io::Result<Option<PathBuf>> {
         match contents {
             Contents::Directory(mode) => {
                 fs::create_dir(at)?;
@@ -134,7 +134,11 @@ impl<'a> StandIns<'a> {
             Contents::Moved(source) | Contents::Kept(source) => match fs::rename(source, at) {
                 Ok(()) => Ok(Some(source.to_owned())),
                 Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                    use std::os::unix::ffi::OsStrExt;
                     std::os::unix::fs::symlink(source, at)?;
+                    // What is written goes there, and is as little the image's.
+                    let real = fs::canonicalize(source)?;
+                    self.paths.extend(RootPath::clamped(real.as_os_str().as_bytes()));
                     Ok(None)
                 }
                 Err(error) => Err(error),

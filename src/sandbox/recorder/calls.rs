@@ -38,6 +38,8 @@ pub(super) enum LinksBy {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     Entry,
+    /// It is made a directory, if there is none.
+    Directory,
     /// It is removed: what led over it leads elsewhere.
     Gone,
     /// It becomes a symbolic link.
@@ -89,7 +91,8 @@ pub(super) fn places(call: libc::c_long) -> &'static [Place] {
         libc::SYS_openat2 => {
             const { &[Place::Path { directory: Some(0), path: 1, links: LinksBy::How(2), kind: Entry }] }
         }
-        libc::SYS_mkdirat | libc::SYS_mknodat => const { &[path(Some(0), 1, Kept, Entry)] },
+        libc::SYS_mkdirat => const { &[path(Some(0), 1, Kept, Kind::Directory)] },
+        libc::SYS_mknodat => const { &[path(Some(0), 1, Kept, Entry)] },
         libc::SYS_unlinkat => const { &[path(Some(0), 1, Kept, Gone)] },
         libc::SYS_symlinkat => const { &[path(Some(1), 2, Kept, Kind::Link)] },
         libc::SYS_renameat | libc::SYS_renameat2 => {
@@ -139,9 +142,8 @@ fn old_places(call: libc::c_long) -> &'static [Place] {
         | libc::SYS_chown
         | libc::SYS_utime
         | libc::SYS_utimes => const { &[path(None, 0, Followed, Entry)] },
-        libc::SYS_mkdir | libc::SYS_mknod | libc::SYS_lchown => {
-            const { &[path(None, 0, Kept, Entry)] }
-        }
+        libc::SYS_mkdir => const { &[path(None, 0, Kept, Kind::Directory)] },
+        libc::SYS_mknod | libc::SYS_lchown => const { &[path(None, 0, Kept, Entry)] },
         libc::SYS_unlink | libc::SYS_rmdir => const { &[path(None, 0, Kept, Kind::Gone)] },
         libc::SYS_symlink => const { &[path(None, 1, Kept, Kind::Link)] },
         libc::SYS_rename => {

@@ -41,15 +41,16 @@ pub(in super::super) struct Foreign {
     pub(in super::super) gid: u32,
 }
 
-/// Installs the filter; gives the descriptor that notices come from.
+/// Installs the filter, for users that can't be had (`user`) and for groups (`group`);
+/// gives the descriptor that notices come from.
 ///
 /// # Errors
 /// As for the recorder's.
-pub(in super::super) fn install() -> io::Result<OwnedFd> {
-    listener::install_program(program())
+pub(in super::super) fn install(user: bool, group: bool) -> io::Result<OwnedFd> {
+    listener::install_program(program(user, group))
 }
 
-fn program() -> Vec<sock_filter> {
+fn program(users: bool, groups: bool) -> Vec<sock_filter> {
     let mut program = vec![
         filter::load(filter::ARCH_AT),
         // 32-bit programs have other numbers; they get the kernel's answer.
@@ -60,7 +61,8 @@ fn program() -> Vec<sock_filter> {
     ];
     for (call, user) in CALLS {
         let mut block = Vec::new();
-        for argument in [*user, user + 1] {
+        let asked = [(*user, users), (user + 1, groups)];
+        for (argument, _) in asked.into_iter().filter(|(_, is_asked)| *is_asked) {
             block.push(filter::load(filter::argument_at(argument)));
             block.extend(filter::unless_one_of([0, u32::MAX]));
             block.push(filter::answer(filter::NOTIFY));
@@ -145,7 +147,7 @@ mod tests {
     fn only_owners_other_than_root_are_asked_about() {
         let none = u32::MAX;
         let judge = |call: libc::c_long, arguments| {
-            judge_with(&program(), filter::NATIVE, filter::number(call), arguments)
+            judge_with(&program(true, true), filter::NATIVE, filter::number(call), arguments)
         };
         assert_eq!(judge(libc::SYS_fchown, [3, 0, 0, 9, 9, 9]), filter::ALLOW);
         assert_eq!(judge(libc::SYS_fchown, [3, none, none, 9, 9, 9]), filter::ALLOW);
@@ -154,5 +156,17 @@ mod tests {
         assert_eq!(judge(libc::SYS_fchownat, [3, 7, 0, none, 9, 9]), filter::ALLOW);
         assert_eq!(judge(libc::SYS_fchownat, [3, 7, 0, 42, 9, 9]), filter::NOTIFY);
         assert_eq!(judge(libc::SYS_read, [3, 5, 5, 5, 5, 5]), filter::ALLOW);
+    }
+
+    #[test]
+    fn where_groups_can_be_had_only_users_are_asked_about() {
+        let judge = |program: &[sock_filter], arguments| {
+            judge_with(program, filter::NATIVE, filter::number(libc::SYS_fchown), arguments)
+        };
+        let (users, groups) = (program(true, false), program(false, true));
+        assert_eq!(judge(&users, [3, 0, 5, 9, 9, 9]), filter::ALLOW);
+        assert_eq!(judge(&users, [3, 5, 0, 9, 9, 9]), filter::NOTIFY);
+        assert_eq!(judge(&groups, [3, 0, 5, 9, 9, 9]), filter::NOTIFY);
+        assert_eq!(judge(&groups, [3, 5, 0, 9, 9, 9]), filter::ALLOW);
     }
 }

@@ -35,12 +35,30 @@ pub(super) fn proc_link<'a>(caller: &Caller, full: &'a [u8]) -> Option<(String, 
                 b"fd" => entry + "/fd/" + number(first(&mut rest)?)?,
                 b"cwd" => entry + "/cwd",
                 b"root" => entry + "/root",
+                b"exe" => entry + "/exe",
                 _ => return None,
             }
         }
         _ => return None,
     };
     Some((link, rest))
+}
+
+/// Whether a path names a file of a process's own directory in `/proc` that is no way to
+/// anywhere, as `/proc/self/task/7/comm`: nothing of any tree.
+pub(super) fn is_of_process(caller: &Caller, full: &[u8]) -> bool {
+    const WAYS: [&[u8]; 7] = [b"fd", b"cwd", b"root", b"exe", b"map_files", b"task", b".."];
+    let mut rest = full;
+    let mut next = || first(&mut rest);
+    if next() != Some(b"proc") || next().and_then(|who| caller.entry(who)).is_none() {
+        return false;
+    }
+    let mut what = next();
+    if what == Some(b"task") && next().and_then(|who| caller.entry(who)).is_some() {
+        what = next();
+    }
+    what.is_some_and(|what| !WAYS.contains(&what))
+        && !full.split(|&b| b == b'/').any(|p| p == b"..")
 }
 
 /// Whether a path may lead through such a link, or did, were there no `..` in it.
@@ -134,9 +152,29 @@ mod tests {
         assert_eq!(split("/dev/fd/3/a/../b"), leads("/proc/7/fd/3", "/a/../b"));
         assert_eq!(split("/proc/8/root/."), leads("/proc/8/root", "/."));
         assert_eq!(split("/proc/self/task/9/cwd/x"), leads("/proc/9/cwd", "/x"));
+        assert_eq!(split("/proc/self/exe"), leads("/proc/7/exe", ""));
         for other in ["/proc/self/fd", "/proc/self/fd/../cwd/x", "/dev/fd/../x", "/w/proc/self/cwd"]
         {
             assert_eq!(split(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_process_is_no_way_to_anywhere() {
+        let caller = Caller::new(7);
+        for path in ["/proc/self/comm", "/proc/8/task/9/comm", "//proc/./self/attr/exec"] {
+            assert!(is_of_process(&caller, path.as_bytes()), "{path}");
+        }
+        for path in [
+            "/proc/self/fd/3",
+            "/proc/self/cwd",
+            "/proc/self/task/9/root/x",
+            "/proc/self/attr/../../../x",
+            "/proc/self",
+            "/proc/sys/kernel/x",
+            "/srv/self/comm",
+        ] {
+            assert!(!is_of_process(&caller, path.as_bytes()), "{path}");
         }
     }
 
