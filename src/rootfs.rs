@@ -2,6 +2,7 @@
 //! when one has to see it: by mounting it ([`Root::mount`]), or, where nothing can be
 //! mounted, by making the container's own `/` a mirror of it ([`in_place`]).
 
+mod files;
 pub mod in_place;
 pub mod outside;
 mod read;

@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use rustix::fs::AtFlags;
 use rustix::fs::FileType;
@@ -22,10 +22,11 @@ use rustix::thread::Gid;
 use rustix::thread::Uid;
 
 use super::Error;
+use super::files::FileMakers;
+use super::files::NewFile;
 use super::outside::Outside;
 use crate::path::Name;
 use crate::path::RootPath;
-use crate::root_dir;
 use crate::root_dir::Directory;
 use crate::root_dir::DiskStat;
 use crate::root_dir::Links;
@@ -38,10 +39,10 @@ use crate::tree::Stat;
 use crate::tree::Tree;
 use crate::tree::same_bytes;
 
-const CAPABILITY: &str = "security.capability";
+pub(super) const CAPABILITY: &str = "security.capability";
 
 /// Bytes copied at a time.
-const PIECE: usize = 256 << 10;
+pub(super) const PIECE: usize = 256 << 10;
 
 /// What is known of the disk besides the tree that it shows.
 #[derive(Debug, Default)]
@@ -76,6 +77,8 @@ pub(super) struct Writer<'a> {
     /// Whether both trees are one, so that only suspects matter.
     same_tree: bool,
     written: Written,
+    /// Files with one name, made beside the walk.
+    files: FileMakers,
 }
 
 /// Two states of one directory.
@@ -96,6 +99,7 @@ impl<'a> Writer<'a> {
             linked: HashMap::new(),
             same_tree: false,
             written: Written::default(),
+            files: FileMakers::default(),
         }
     }
 
@@ -132,11 +136,13 @@ impl<'a> Writer<'a> {
         }];
         let mut finished = Vec::new();
         while let Some(next) = pending.pop() {
+            self.files.check()?;
             let fail = |source| failed("write", &next.path, source);
             let stat = new.stat(next.is).map_err(fail)?;
             let directory = self
                 .disk
                 .open_directory(&next.path, Links::Refused)
+                .map(Arc::new)
                 .map_err(io::Error::from)
                 .map_err(fail)?;
             let own = directory.own_stat().map_err(fail)?;
@@ -181,6 +187,8 @@ impl<'a> Writer<'a> {
                 finished.push((next.path, stat));
             }
         }
+        self.known.without_capability.extend(self.files.finish()?);
+        // Last, since every entry that is made changes the time of its directory.
         for (path, stat) in finished.iter().rev() {
             let set = || -> io::Result<()> {
                 let directory = self.disk.open_directory(path, Links::Refused)?;
@@ -287,14 +295,21 @@ impl<'a> Writer<'a> {
                 return Ok(());
             }
             Kind::File => {
-                let mut file = at.directory.create_file(at.name)?;
-                copy(&tree.content(node)?, &mut file)?;
-                set_owner(&file, stat)?;
-                keeping_set_group_id(stat, || root_dir::set_mode(&file, stat.mode))?;
-                if let Some(value) = tree.xattr(node, CAPABILITY.as_bytes())? {
-                    self.set_capability(at.path, &file, &value)?;
+                self.known.without_capability.remove(at.path);
+                let file = NewFile {
+                    directory: Arc::clone(at.directory),
+                    path: at.path.clone(),
+                    name: at.name.clone(),
+                    stat: *stat,
+                    content: tree.content(node)?,
+                    capability: tree.xattr(node, CAPABILITY.as_bytes())?,
+                };
+                if stat.links > 1 {
+                    // The next name is a link to it.
+                    self.files.make_now(file)?;
+                } else {
+                    self.files.make(file);
                 }
-                root_dir::set_mtime(&file, stat.mtime)?;
             }
             Kind::Symlink => {
                 at.directory.create_symlink(at.name, &tree.link_target(node)?)?;
@@ -343,7 +358,13 @@ impl<'a> Writer<'a> {
         if stat.kind == Kind::File {
             let file = at.directory.open_file(at.name)?;
             match tree.xattr(node, CAPABILITY.as_bytes())? {
-                Some(value) => self.set_capability(at.path, &file, &value)?,
+                Some(value) => {
+                    if set_capability(&file, &value)? {
+                        self.known.without_capability.remove(at.path);
+                    } else {
+                        self.known.without_capability.insert(at.path.clone());
+                    }
+                }
                 None => match rustix::fs::fremovexattr(&file, CAPABILITY) {
                     Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => {}
                     Err(errno) => return Err(errno.into()),
@@ -354,19 +375,6 @@ impl<'a> Writer<'a> {
             }
         }
         at.directory.set_mtime(at.name, stat.mtime)
-    }
-
-    fn set_capability(&mut self, path: &RootPath, file: &File, value: &[u8]) -> io::Result<()> {
-        match rustix::fs::fsetxattr(file, CAPABILITY, value, XattrFlags::empty()) {
-            Err(Errno::PERM | Errno::NOTSUP) => {
-                self.known.without_capability.insert(path.clone());
-                Ok(())
-            }
-            other => {
-                self.known.without_capability.remove(path);
-                Ok(other?)
-            }
-        }
     }
 
     /// Removes what `tree` has at `top` and below. What the disk has there besides
@@ -464,6 +472,7 @@ impl<'a> Writer<'a> {
         let directory = self
             .disk
             .open_directory(&root, Links::Refused)
+            .map(Arc::new)
             .map_err(io::Error::from)
             .map_err(fail)?;
         for entry in directory.entries().map_err(fail)? {
@@ -479,7 +488,7 @@ impl<'a> Writer<'a> {
 
 /// An entry on disk.
 struct At<'a> {
-    directory: &'a Directory,
+    directory: &'a Arc<Directory>,
     path: &'a RootPath,
     name: &'a Name,
 }
@@ -663,29 +672,22 @@ impl ReadAt for OnDisk {
     }
 }
 
-fn copy(content: &Content, file: &mut File) -> io::Result<()> {
-    let wanted = usize::try_from(content.len()).unwrap_or(PIECE).min(PIECE);
-    let mut buffer = vec![0; wanted];
-    let mut offset = 0;
-    while offset < content.len() {
-        let count = content.read_at(&mut buffer, offset)?;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        file.write_all(&buffer[..count])?;
-        offset += count as u64;
-    }
-    Ok(())
-}
-
 /// Gives an open file or directory its owner, if it has another one.
-fn set_owner(file: &impl AsFd, stat: &Stat) -> io::Result<()> {
+pub(super) fn set_owner(file: &impl AsFd, stat: &Stat) -> io::Result<()> {
     let seen = rustix::fs::fstat(file)?;
     if (seen.st_uid, seen.st_gid) == (stat.uid, stat.gid) {
         return Ok(());
     }
     let (uid, gid) = (Uid::from_raw(stat.uid), Gid::from_raw(stat.gid));
     Ok(rustix::fs::fchown(file, Some(uid), Some(gid))?)
+}
+
+/// Gives a file its capability; says whether that is allowed here.
+pub(super) fn set_capability(file: &File, value: &[u8]) -> io::Result<bool> {
+    match rustix::fs::fsetxattr(file, CAPABILITY, value, XattrFlags::empty()) {
+        Err(Errno::PERM | Errno::NOTSUP) => Ok(false),
+        other => Ok(other.map(|()| true)?),
+    }
 }
 
 /// Value of the capability of the file `name`, if it has one.
@@ -705,7 +707,10 @@ pub(super) fn capability(directory: &Directory, name: &Name) -> io::Result<Optio
 /// Does `act`, which sets the mode of a file of `stat`, as a member of its group if need
 /// be: without CAP_FSETID, which kaniko's pods lack, the kernel takes set-group-ID away
 /// from files of other groups, and says nothing.
-fn keeping_set_group_id(stat: &Stat, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+pub(super) fn keeping_set_group_id(
+    stat: &Stat,
+    act: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
     if stat.mode & 0o2000 == 0 {
         return act();
     }
