@@ -9,6 +9,7 @@
 //! Nothing here opens a file or knows where bytes come from or go to. Names that
 //! begin with `.wh.` exist in `layer/whiteout.rs` alone.
 
+pub mod ahead;
 pub mod compress;
 pub mod decompress;
 pub mod tee;

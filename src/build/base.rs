@@ -20,6 +20,7 @@ use super::Progress;
 use super::client::LazyClient;
 use super::progress::Observer;
 use crate::layer;
+use crate::layer::ahead::ahead;
 use crate::layer::decompress;
 use crate::layout::Layout;
 use crate::oci::config::ImageConfig;
@@ -314,13 +315,22 @@ pub(super) fn index_layer(
     source: impl Read + Send,
 ) -> Result<(), Error> {
     let fetch = |source: io::Error| Error::Fetch { digest: layer.descriptor.digest, source };
-    let mut inflated = decompress::reader(source).map_err(fetch)?;
+    let inflated = decompress::reader(source).map_err(fetch)?;
+    ahead(inflated, |inflated| index_inflated(store, layer, inflated))
+}
+
+fn index_inflated(
+    store: &Store,
+    layer: &BaseLayer,
+    mut inflated: &mut dyn Read,
+) -> Result<(), Error> {
+    let fetch = |source: io::Error| Error::Fetch { digest: layer.descriptor.digest, source };
     let writer = store.layer_writer()?;
     let mut tar = BufWriter::with_capacity(1 << 18, writer);
     let written = layer::read(&mut inflated, &mut tar)
         .map_err(|source| Error::BaseLayer { digest: layer.descriptor.digest, source })?;
     // What follows the compressed stream still belongs to the blob's digest.
-    io::copy(&mut inflated, &mut io::sink()).map_err(fetch)?;
+    io::copy(inflated, &mut io::sink()).map_err(fetch)?;
     tar.flush().map_err(fetch)?;
     if written.diff_id != layer.diff_id {
         return Err(Error::WrongDiffId {

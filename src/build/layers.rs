@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::io::BufWriter;
+use std::io::Read;
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
@@ -32,6 +33,7 @@ use crate::change::ChangeSet;
 use crate::dockerfile::Span;
 use crate::layer;
 use crate::layer::LayerIndex;
+use crate::layer::ahead::ahead;
 use crate::layer::compress::Compression;
 use crate::layer::compress::Compressor;
 use crate::oci::descriptor::Descriptor;
@@ -331,10 +333,11 @@ impl Workshop {
         let Some(file) = file else {
             return Err(LayerError::new(io::Error::from(io::ErrorKind::NotFound)));
         };
-        let mut inflated = layer::decompress::reader(file).map_err(LayerError::new)?;
+        let inflated = layer::decompress::reader(file).map_err(LayerError::new)?;
         let writer = self.store.layer_writer().map_err(LayerError::new)?;
         let mut tar = BufWriter::with_capacity(TAR_BUFFER, writer);
-        let written = layer::read(&mut inflated, &mut tar).map_err(LayerError::new)?;
+        let read = |inflated: &mut dyn Read| layer::read(inflated, &mut tar);
+        let written = ahead(inflated, read).map_err(LayerError::new)?;
         if written.diff_id != facts.diff_id {
             return Err(LayerError::new(io::Error::other(format!(
                 "blob {} holds another layer than {}",
