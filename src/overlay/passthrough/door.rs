@@ -106,10 +106,6 @@ pub(in crate::overlay) fn probe(overlay: &Overlay) -> Result<(), Refusal> {
     let file = file.file();
     file.set_len(FLAT_FROM).map_err(lacks("room"))?;
     punch(file, &(0..4096)).map_err(lacks("holes that are punched"))?;
-    let system = rustix::fs::fstatfs(file).map_err(io::Error::from).map_err(lacks("name"))?;
-    if !READ_UNLOCKED.contains(&system.f_type) {
-        return Err(Refusal::Filesystem);
-    }
     stamp(file).map_err(lacks("times"))?;
     let stat = rustix::fs::fstat(file).map_err(io::Error::from).map_err(lacks("times"))?;
     if time_of(&stat) != UNWRITTEN {
@@ -127,8 +123,10 @@ pub(in crate::overlay) fn probe(overlay: &Overlay) -> Result<(), Refusal> {
     if !agreement.passes_through {
         return Err(Refusal::NotOffered);
     }
+    let system = rustix::fs::fstatfs(file).map_err(io::Error::from).map_err(lacks("name"))?;
     match Door::new(&device).open(file) {
-        Ok(_) => Ok(()),
+        Ok(_) if READ_UNLOCKED.contains(&system.f_type) => Ok(()),
+        Ok(_) => Err(Refusal::Filesystem),
         Err(error) => Err(match error.raw_os_error() {
             Some(libc::EPERM) => Refusal::NotPermitted,
             Some(libc::ELOOP) => Refusal::Stacked,
