@@ -881,6 +881,11 @@ fn a_directory_that_only_the_container_has_is_not_taken_for_the_images() {
     let (cache, out) = (work.join("shared-cache"), work.join("out"));
     let told = run_in_place(work, &[], in_place(&context, &cache, &out));
     assert!(told.contains(&format!("RUN wrote to {},", work.display())), "{told}");
+    // Whoever looks first asks for nothing that is there.
+    let line = format!("FROM {base}\nRUN cd {} && mkdir it && rmdir it\n", work.display());
+    fs::write(context.join("Dockerfile"), line).expect("a Dockerfile");
+    let told = run_in_place(work, &[], in_place(&context, &cache, &work.join("other")));
+    assert!(told.contains(&format!("RUN wrote to {}/it,", work.display())), "{told}");
 }
 
 /// A cache mount can't be moved to its place where the cache is on a volume.

@@ -166,20 +166,26 @@ pub fn run(
 }
 
 /// What a step left where the container has something of its own, or changed of the
-/// place itself. What is gone again would be in no layer anywhere.
+/// place itself. What is gone again would be in no layer anywhere, if the image has the
+/// directory that it was in.
 fn private_of(place: &Place<'_>, recording: &Recording) -> Vec<RootPath> {
     let tree = place.overlay.after();
     let node = |path: &RootPath| tree.find(path).ok().flatten();
-    let is_there = |path: &RootPath| {
-        recording.more_private
-            || node(path).is_some()
-            || place.root.disk().stat(path, false).is_ok()
+    let is_directory = |path: &RootPath| {
+        node(path).and_then(|node| tree.stat(node).ok()).is_some_and(|stat| stat.is_directory())
     };
-    let is_new = |path: &RootPath| {
-        node(path).and_then(|node| tree.stat(node).ok()).is_none_or(|stat| !stat.is_directory())
+    let is_gone = |path: &RootPath| {
+        place.root.disk().stat(path, false).is_err_and(|error| error.is_not_found())
     };
-    let touched = recording.private.iter().filter(|path| is_there(path));
-    touched.chain(recording.ways.iter().filter(|path| is_new(path))).cloned().collect()
+    let is_as_elsewhere = |path: &RootPath| {
+        if recording.more_private || node(path).is_some() || !is_gone(path) {
+            return false;
+        }
+        let mut above = std::iter::successors(path.parent(), RootPath::parent);
+        above.find(|path| !is_gone(path)).is_some_and(|path| is_directory(&path))
+    };
+    let touched = recording.private.iter().filter(|path| !is_as_elsewhere(path));
+    touched.chain(recording.ways.iter().filter(|path| !is_directory(path))).cloned().collect()
 }
 
 fn names_privileged_program(arguments: &[String]) -> bool {
