@@ -487,7 +487,8 @@ fn podman_without_root_makes_the_same_image() {
     fs::write(home.join("subid"), "ana:500000:65536\n").expect("subuid");
     let words = project.words("service", &home.join("work/out"));
     let words: String = words.iter().map(|word| format!("'{word}' ")).collect();
-    // Mounts are gone when the script ends.
+    // Mounts are gone when the script ends, and so is the process that podman leaves to hold
+    // its user namespace.
     let script = format!(
         "touch /etc/subuid /etc/subgid; mount --bind passwd /etc/passwd\n\
          mount --bind subid /etc/subuid; mount --bind subid /etc/subgid\n\
@@ -502,7 +503,8 @@ fn podman_without_root_makes_the_same_image() {
         work = project.path().display(),
     );
     let output = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "sh", "-ec", &script])
+        .args(["--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc"])
+        .args(["sh", "-ec", &script])
         .current_dir(&home)
         .output()
         .expect("unshare");
