@@ -39,7 +39,7 @@ use crate::tree::Stat;
 use crate::tree::Tree;
 use crate::tree::same_bytes;
 
-pub(super) const CAPABILITY: &str = "security.capability";
+const CAPABILITY: &str = "security.capability";
 
 /// Bytes copied at a time.
 pub(super) const PIECE: usize = 256 << 10;

@@ -47,7 +47,7 @@ pub(super) fn proc_link<'a>(caller: &Caller, full: &'a [u8]) -> Option<(String, 
 /// Whether a path names a file of a process's own directory in `/proc` that is no way to
 /// anywhere, as `/proc/self/task/7/comm`: nothing of any tree.
 pub(super) fn is_of_process(caller: &Caller, full: &[u8]) -> bool {
-    const WAYS: [&[u8]; 7] = [b"fd", b"cwd", b"root", b"exe", b"map_files", b"task", b".."];
+    const WAYS: [&[u8]; 6] = [b"fd", b"cwd", b"root", b"exe", b"map_files", b"task"];
     let mut rest = full;
     let mut next = || first(&mut rest);
     if next() != Some(b"proc") || next().and_then(|who| caller.entry(who)).is_none() {
