@@ -889,3 +889,45 @@ fn identical_builds_at_once_run_each_step_once() {
     assert_eq!(done, 2, "each step ran once");
     assert_eq!(digests.len(), 1);
 }
+
+/// Nobody waits for one who waited himself, if nothing comes of it.
+#[test]
+fn builds_that_waited_for_a_step_that_fails_build_it_at_once() {
+    if !host::require_host(&["docker-registry"]) {
+        return;
+    }
+    let (_registry, work, base) = host::registry_with_base();
+    let context = work.path().join("context");
+    fs::create_dir_all(&context).expect("a directory");
+    let dockerfile = format!(
+        "FROM {base}\nRUN --mount=type=cache,target=/c \
+         echo begins >> /c/log; sleep 2; echo ends >> /c/log; cat /c/log; exit 1\n"
+    );
+    fs::write(context.join("Dockerfile"), dockerfile).expect("a file");
+    let builders: Vec<Child> = (0..4)
+        .map(|_| {
+            let mut command = host::yadokari();
+            command
+                .args(["build", "--no-push", "--log-format=text", "--context"])
+                .arg(&context)
+                .arg("--cache-dir")
+                .arg(work.path().join("cache"));
+            spawn(&mut command)
+        })
+        .collect();
+    let mut log = Vec::new();
+    for builder in builders {
+        let output = builder.wait_with_output().expect("a builder");
+        let built = Built::of(&output);
+        assert!(!output.status.success(), "{}", built.text);
+        let lines = built.text.lines().filter_map(|line| line.strip_prefix("#1 "));
+        let seen = lines.filter(|line| ["begins", "ends"].contains(line));
+        let seen: Vec<String> = seen.map(str::to_owned).collect();
+        if seen.len() > log.len() {
+            log = seen;
+        }
+    }
+    // The first by itself; then all others, each beginning before one of them ends.
+    let expected = ["begins", "ends", "begins", "begins", "begins", "ends", "ends", "ends"];
+    assert_eq!(log, expected);
+}

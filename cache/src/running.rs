@@ -5,11 +5,13 @@
 //! locks but time saved: who doesn't get one may build the step all the same.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::cache::Cache;
 use crate::directory::Access;
+use crate::directory::unique_name;
 use crate::error::Error;
 use crate::key::Key;
 
@@ -19,12 +21,28 @@ pub struct Turn {
     path: PathBuf,
     /// Its lock is the turn.
     _file: File,
+    is_inherited: bool,
+    is_abandoned: bool,
+}
+
+impl Turn {
+    /// Whether it was taken from somebody who died or gave up, and so left no result.
+    pub fn is_inherited(&self) -> bool {
+        self.is_inherited
+    }
+
+    /// Gives it up as if its holder had died: one of those who wait is the next.
+    pub fn abandon(mut self) {
+        self.is_abandoned = true;
+    }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // Still locked, so nobody else takes this name for his.
-        let _ = fs::remove_file(&self.path);
+        if !self.is_abandoned {
+            // Still locked, so nobody else takes this name for his.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -40,23 +58,35 @@ impl Cache {
             let path = self.directory().to_owned();
             return Err(Error::ReadOnly { action: "take a turn", path });
         }
-        let path = self.directory().join("running").join(key.to_string());
+        let running = self.directory().join("running");
+        let path = running.join(key.to_string());
         loop {
-            let file = File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&path)
-                .map_err(Error::io("create", &path))?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path)(source)),
-            }
+            let (file, is_inherited) = match File::options().write(true).open(&path) {
+                Ok(file) => match file.try_lock() {
+                    Ok(()) => (file, true),
+                    Err(TryLockError::WouldBlock) => return Ok(None),
+                    Err(TryLockError::Error(source)) => {
+                        return Err(Error::io("lock", &path)(source));
+                    }
+                },
+                // Locked before it has its name, so that nobody takes its maker for dead.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let new = running.join(unique_name());
+                    let file = File::create_new(&new).map_err(Error::io("create", &new))?;
+                    let linked = file.lock().and_then(|()| fs::hard_link(&new, &path));
+                    let _ = fs::remove_file(&new);
+                    match linked {
+                        Ok(()) => (file, false),
+                        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                        Err(error) => return Err(Error::io("create", &path)(error)),
+                    }
+                }
+                Err(error) => return Err(Error::io("open", &path)(error)),
+            };
             // The one before us may have removed it between opening and locking.
             let links = file.metadata().map_err(Error::io("look at", &path))?.nlink();
             if links > 0 {
-                return Ok(Some(Turn { path, _file: file }));
+                return Ok(Some(Turn { path, _file: file, is_inherited, is_abandoned: false }));
             }
         }
     }
@@ -66,7 +96,9 @@ impl Cache {
         let entries = fs::read_dir(self.directory().join("running")).into_iter().flatten();
         for entry in entries.flatten() {
             let Ok(file) = File::open(entry.path()) else { continue };
-            if file.try_lock().is_ok() {
+            // Without a name it is another's by now.
+            let is_named = || file.metadata().is_ok_and(|found| found.nlink() > 0);
+            if file.try_lock().is_ok() && is_named() {
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -87,9 +119,14 @@ mod tests {
         assert!(two.take_turn(&key).unwrap().is_none());
         assert!(two.take_turn(&other).unwrap().is_some());
         drop(turn);
+        assert!(!two.take_turn(&key).unwrap().unwrap().is_inherited());
         // As a killed builder leaves it: a file and no lock.
         fs::write(dir.path().join("running").join(key.to_string()), "").unwrap();
         let turn = two.take_turn(&key).unwrap().unwrap();
+        assert!(turn.is_inherited());
+        turn.abandon();
+        let turn = two.take_turn(&key).unwrap().unwrap();
+        assert!(turn.is_inherited());
         one.remove_dead_turns();
         assert!(one.take_turn(&key).unwrap().is_none());
         drop(turn);

@@ -548,7 +548,7 @@ impl<'a> StageRun<'a> {
         &mut self,
         step: &Step,
         inputs: Inputs,
-        Keys { keys, fields, inferred, turn }: Keys,
+        Keys { keys, fields, inferred, mut turn }: Keys,
         number: StepNumber,
         started: Instant,
     ) -> Result<LayerSlot, Error> {
@@ -580,6 +580,12 @@ impl<'a> StageRun<'a> {
         if executed.is_err() && in_place && !is_run {
             // The table holds half a step.
             self.shared.occupied_by_nobody();
+        }
+        if executed.is_err()
+            && self.shared.check_interrupted().is_err()
+            && let Some(turn) = turn.take()
+        {
+            turn.abandon();
         }
         let is_kept = executed?;
 

@@ -4,6 +4,10 @@
 //! known, and ends at once when the one who builds dies: its lock goes with it. Then
 //! the step is built here. Two stages of one build with the same step take turns in
 //! the same way.
+//!
+//! Who waited for somebody that made nothing to be kept, because the step failed or can't
+//! be kept, builds without the right to be the only one: else each of many builders
+//! would wait for all of those before.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -52,9 +56,10 @@ pub(super) fn wait(
     loop {
         match cache.take_turn(&keys.definition) {
             Ok(Some(turn)) => {
+                let in_vain = until.is_some() && !turn.is_inherited();
                 return Ok(match look_up()? {
                     Some(facts) => Turned::Hit(Box::new(facts)),
-                    None => Turned::Build(Some(turn)),
+                    None => Turned::Build(Some(turn).filter(|_| !in_vain)),
                 });
             }
             Ok(None) => {}
