@@ -71,17 +71,22 @@ impl RootPath {
         if path.contains(&0) {
             return None;
         }
-        let mut parts: Vec<&[u8]> = Vec::new();
+        let mut bytes = Vec::with_capacity(path.len());
         for part in path.split(|&byte| byte == b'/') {
             match part {
                 b"" | b"." => {}
                 b".." => {
-                    parts.pop();
+                    bytes.truncate(bytes.iter().rposition(|&byte| byte == b'/').unwrap_or(0));
                 }
-                _ => parts.push(part),
+                _ => {
+                    if !bytes.is_empty() {
+                        bytes.push(b'/');
+                    }
+                    bytes.extend_from_slice(part);
+                }
             }
         }
-        Some(Self(parts.join(&b'/')))
+        Some(Self(bytes))
     }
 
     /// Like [`RootPath::clamped`], but `None` as well when the path is absolute
@@ -174,7 +179,11 @@ impl RootPath {
 
 impl Ord for RootPath {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.components().cmp(other.components())
+        // Component by component: a slash comes before every byte of a name.
+        let rank = |path: &[u8], at: usize| path.get(at).map(|&byte| (byte != b'/', byte));
+        let differs = self.0.iter().zip(&other.0).position(|(one, two)| one != two);
+        let at = differs.unwrap_or(self.0.len().min(other.0.len()));
+        rank(&self.0, at).cmp(&rank(&other.0, at))
     }
 }
 
@@ -225,6 +234,17 @@ mod tests {
         paths.sort();
         let shown: Vec<_> = paths.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["/", "/a", "/a/b", "/a/b/c", "/a.b"]);
+    }
+
+    #[test]
+    fn paths_are_ordered_component_by_component() {
+        let paths =
+            ["", "a", "a/b", "a/b/c", "a.b", "a-", "a!/b", "a0", "ab", "ab/c", "b", "\u{1}"];
+        for one in paths.map(path) {
+            for two in paths.map(path) {
+                assert_eq!(one.cmp(&two), one.components().cmp(two.components()), "{one} {two}");
+            }
+        }
     }
 
     #[test]
