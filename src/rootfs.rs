@@ -6,6 +6,7 @@ mod files;
 pub mod in_place;
 pub mod outside;
 mod read;
+mod watched;
 mod write;
 
 pub use in_place::InPlace;

@@ -149,7 +149,20 @@ impl Container {
             }
         }
         let mut differences = Vec::new();
+        let times = image::times(image);
+        // No layer holds a later time.
+        let clamped = |time: i64| time.min(EPOCH.parse().expect("a number"));
         for (path, entry) in &expected {
+            let on_disk = fs::symlink_metadata(self.path().join(path.trim_start_matches('/')));
+            if let Ok(seen) = on_disk
+                && clamped(seen.mtime()) != clamped(times[path])
+            {
+                differences.push(format!(
+                    "{path}: {} s in the image, {} s on disk",
+                    times[path],
+                    seen.mtime()
+                ));
+            }
             match found.remove(path) {
                 None => differences.push(format!("{path}: only in the image: {}", entry.text)),
                 Some((text, content)) if text != entry.text || content != entry.content => {
@@ -621,6 +634,7 @@ const WAYS: &[(&str, bool)] = &[
     ("proc", false),
     ("detours", true),
     ("descriptors", false),
+    ("attributes", false),
     ("user", false),
     ("links", false),
 ];
@@ -654,27 +668,34 @@ fn what_a_c_program_can_think_of_is_recorded() {
     let work = work.path();
     let context = work.join("writer");
     fs::create_dir_all(&context).expect("a directory");
-    succeed(
-        Command::new("cc")
-            .args(["-O1", "-static", "-pthread", "-o"])
-            .arg(context.join("writer"))
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/writer.c")),
-    );
+    compile_writer(&context);
     for seed in 1..=3 {
         for (way, may_be_walked) in WAYS {
             let dockerfile = format!(
-                "FROM {base}\nCOPY writer /writer\nRUN mkdir -p /base/d /base/e /still/d /still/e /kept && \
-                 cd /base && echo old > /kept/file && for f in a b c own; do echo $f > $f; done; \
-                 chown 1500 own; ln -s /proc/self/fd link\n\
+                "FROM {base}\nCOPY writer /writer\nRUN mkdir -p /base/d /base/e /still/d /still/e /kept/d /kept/e /kept/n/d && \
+                 cd /base && echo old > /kept/file && for f in a b c own capable; do echo $f > $f; echo $f > /kept/$f; done; \
+                 ln /kept/file /kept/other; echo still > /still/d/file; echo n > /kept/n/d/file; \
+                 chown 1500 own; ln -s /proc/self/fd link; /writer capability /kept/capable\n\
                  RUN /writer {way} {seed}\nRUN mv /base /gone && rm -rf /w/1\n"
             );
             fs::write(context.join("Dockerfile"), dockerfile).expect("a Dockerfile");
             let told = build_and_compare(work, "writer");
             let walked = told.contains("the whole root was compared");
             assert!(*may_be_walked || !walked, "{way} was walked:\n{told}");
+            assert!(told.contains("by=Names"), "nothing is watched:\n{told}");
             fs::remove_dir_all(work.join("writer-out")).expect("a layout");
         }
     }
+}
+
+/// The program `writer` in a context.
+fn compile_writer(context: &Path) {
+    succeed(
+        Command::new("cc")
+            .args(["-O1", "-static", "-pthread", "-o"])
+            .arg(context.join("writer"))
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/writer.c")),
+    );
 }
 
 /// A program of this machine in a context, with the libraries that it needs.
@@ -861,6 +882,28 @@ fn a_step_that_writes_to_a_mount_of_the_container_is_not_kept() {
     for path in ["/a", &within, "/c"] {
         assert!(image.contains_key(path), "{path} is not in the image:\n{told}");
     }
+}
+
+/// Nor if all that it did was to change a mode by a descriptor, of which no filter that
+/// goes by names hears.
+#[test]
+fn a_step_that_changes_the_mode_of_a_mount_by_descriptor_is_not_kept() {
+    if !ready() {
+        return;
+    }
+    let (_registry, work, base) = host::registry_with_base();
+    let work = work.path();
+    let context = work.join("mode");
+    fs::create_dir_all(&context).expect("a directory");
+    compile_writer(&context);
+    let dockerfile = format!(
+        "FROM {base}\nWORKDIR {0}\nCOPY writer /writer\nRUN /writer mode {0}\n",
+        work.display()
+    );
+    fs::write(context.join("Dockerfile"), dockerfile).expect("a Dockerfile");
+    let words = in_place(&context, &work.join("shared-cache"), &work.join("out"));
+    let told = run_in_place(work, &[], words);
+    assert!(told.contains(&format!("RUN wrote to {}", work.display())), "{told}");
 }
 
 /// A directory that the container has and the image lacks is one that a step makes.

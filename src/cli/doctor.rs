@@ -17,6 +17,7 @@ use crate::sandbox::Ids;
 use crate::sandbox::InPlace;
 use crate::sandbox::Namespaces;
 use crate::sandbox::Process;
+use crate::sandbox::Record;
 use crate::sandbox::Recorder;
 use crate::sandbox::Runner;
 
@@ -186,10 +187,11 @@ fn probe_in_place(variable: &dyn Fn(&str) -> Option<String>) -> Result<String, S
         return Err(why.to_owned());
     }
     let sign = signs_of_a_container(variable).unwrap_or_default();
-    let recorder =
-        Recorder::new(Vec::new(), Vec::new()).map(Arc::new).map_err(|error| error.to_string())?;
+    let recorder = Recorder::new(Vec::new(), Vec::new(), None)
+        .map(Arc::new)
+        .map_err(|error| error.to_string())?;
     let mut process = Process::new("/", ["/proc/self/exe", "version"]);
-    process.in_place = Some(InPlace { record: true });
+    process.in_place = Some(InPlace { record: Some(Record::All) });
     process.recorder = Some(Arc::clone(&recorder));
     let ended = Namespaces::of_this_program().run(&process, &mut |_, _| {});
     let recording = recorder.finish();

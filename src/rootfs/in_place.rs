@@ -34,6 +34,7 @@ use super::outside::Outside;
 use super::read::Candidates;
 use super::read::Reader;
 use super::read::Scrutiny;
+use super::watched::Watched;
 use super::write::Known;
 use super::write::Writer;
 use super::write::Written;
@@ -42,6 +43,7 @@ use crate::overlay::Overlay;
 use crate::path::RootPath;
 use crate::root_dir::RootDir;
 use crate::sandbox::Recording;
+use crate::sandbox::Watches;
 use crate::snapshot::Mode;
 use crate::tree::Kind;
 use crate::tree::Timestamp;
@@ -78,6 +80,7 @@ pub struct InPlace {
     /// Paths where the disk may show something else than the occupant's table.
     pending: Candidates,
     known: Known,
+    watched: Watched,
     /// When what is running began.
     since: Timestamp,
     scratch: PathBuf,
@@ -155,6 +158,7 @@ impl InPlace {
             occupant: Arc::clone(&empty),
             pending: Candidates::from([RootPath::root()]),
             known: Known::default(),
+            watched: Watched::default(),
             since: now(),
             scratch: scratch.to_owned(),
             state,
@@ -234,7 +238,7 @@ impl InPlace {
         }
         if self.options.pre_cleanup {
             Writer::new(&self.disk, &self.outside, &mut self.known).clear()?;
-            self.known = Known::default();
+            self.known.forget();
             self.occupant = self.empty()?;
             self.pending = Candidates::from([RootPath::root()]);
         }
@@ -281,6 +285,17 @@ impl InPlace {
         };
         self.since = now();
         Ok(written)
+    }
+
+    /// Watches on every directory of the disk, which shows `overlay`; `None` where there
+    /// can't be any.
+    ///
+    /// # Errors
+    /// [`Error::Disk`].
+    pub fn watches(&mut self, overlay: &Overlay) -> Result<Option<Arc<Watches>>, Error> {
+        let watches = self.watched.on(&*overlay.after(), &self.disk, &self.outside)?;
+        self.known.watches.clone_from(&watches);
+        Ok(watches)
     }
 
     /// Notes that the table of `overlay` was changed at these paths by other than a
@@ -426,7 +441,7 @@ impl InPlace {
             }
             let _ = fs::remove_file(&self.state);
             Writer::new(&self.disk, &self.outside, &mut self.known).clear()?;
-            self.known = Known::default();
+            self.known.forget();
             self.occupant = self.empty()?;
             self.pending = Candidates::from([RootPath::root()]);
             if let Some(original) = self.preserved.take() {

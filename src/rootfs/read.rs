@@ -83,7 +83,11 @@ impl Reader<'_> {
     pub(super) fn recorded(&mut self, recording: &Recording) -> Result<Candidates, Error> {
         let mut found = Candidates::new();
         let tree = self.overlay.after();
-        for path in &recording.touched {
+        let watched = recording.watched.iter().filter(|path| {
+            // Somebody else's, or new: then it was noted as it was made.
+            tree.find(path).is_ok_and(|node| node.is_some())
+        });
+        for path in recording.touched.iter().chain(watched) {
             if self.outside.hides(path) {
                 continue;
             }
@@ -323,9 +327,18 @@ impl Reader<'_> {
             if !stat.is_directory() {
                 continue;
             }
-            let Ok(directory) = self.disk.open_directory(path, Links::Refused) else { continue };
+            let directory = match self.disk.open_directory(path, Links::Refused) {
+                Ok(directory) => directory,
+                Err(error) => {
+                    if let (Err(error), Some(watches)) = (no_way(error.into()), &self.known.watches)
+                    {
+                        watches.give_up(&error.to_string());
+                    }
+                    continue;
+                }
+            };
             let seen = directory.own_stat().map_err(fail)?;
-            self.known.directories.insert(path.clone(), (seen.device, seen.inode));
+            self.known.found(path, &directory, &seen);
             if self.counts(&stat, &seen.stat) {
                 self.overlay.set_attributes(node, &attributes(&seen.stat)).map_err(fail)?;
             }
@@ -567,11 +580,15 @@ fn make_way(
     Ok(())
 }
 
-/// `Ok` if `error` says that there is no such path.
-fn no_way(error: io::Error) -> io::Result<()> {
+/// `Ok` if `error`, or what it is about, says that there is no such path.
+pub(super) fn no_way(error: io::Error) -> io::Result<()> {
     let kind = error.kind();
+    let errno = error.raw_os_error().or_else(|| {
+        let cause = error.get_ref().and_then(|error| error.source());
+        cause.and_then(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
+    });
     let gone = matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-        || matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENAMETOOLONG));
+        || matches!(errno, Some(libc::ELOOP | libc::ENAMETOOLONG));
     if gone { Ok(()) } else { Err(error) }
 }
 

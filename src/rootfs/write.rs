@@ -31,6 +31,7 @@ use crate::root_dir::Directory;
 use crate::root_dir::DiskStat;
 use crate::root_dir::Links;
 use crate::root_dir::RootDir;
+use crate::sandbox::Watches;
 use crate::tree::Content;
 use crate::tree::Kind;
 use crate::tree::NodeId;
@@ -54,6 +55,23 @@ pub(super) struct Known {
     pub(super) missing: BTreeSet<RootPath>,
     /// Files whose capability couldn't be set.
     pub(super) without_capability: BTreeSet<RootPath>,
+    /// Watches on those directories, if steps are recorded with them.
+    pub(super) watches: Option<Arc<Watches>>,
+}
+
+impl Known {
+    /// Nothing but the watches.
+    pub(super) fn forget(&mut self) {
+        *self = Self { watches: self.watches.take(), ..Self::default() };
+    }
+
+    /// Notes that `directory` is at `path`.
+    pub(super) fn found(&mut self, path: &RootPath, directory: &Directory, seen: &DiskStat) {
+        self.directories.insert(path.clone(), (seen.device, seen.inode));
+        if let Some(watches) = &self.watches {
+            watches.add(directory, path);
+        }
+    }
 }
 
 /// Counts of what was done, for whoever wants to tell.
@@ -146,7 +164,7 @@ impl<'a> Writer<'a> {
                 .map_err(io::Error::from)
                 .map_err(fail)?;
             let own = directory.own_stat().map_err(fail)?;
-            self.known.directories.insert(next.path.clone(), (own.device, own.inode));
+            self.known.found(&next.path, &directory, &own);
             let mut changed = next.suspect || next.was.is_none();
             let mut before = BTreeMap::new();
             if let Some(was) = next.was {

@@ -304,9 +304,9 @@ fn filter(process: &Process, control: &Control) {
                 }
             }
         }
-        Some(InPlace { record: false }) => {}
-        Some(InPlace { record: true }) => {
-            let sent = recorder::install().and_then(|(listener, no_new_privileges)| {
+        Some(InPlace { record: None }) => {}
+        Some(InPlace { record: Some(record) }) => {
+            let sent = recorder::install(*record).and_then(|(listener, no_new_privileges)| {
                 control.send_listener(&listener, no_new_privileges)
             });
             if let Err(error) = sent {

@@ -16,6 +16,10 @@
 //!   of its user's own files ([`Recording::owners`]). What it does otherwise makes the
 //!   recording [lost](Recording::lost): the step is walked then.
 //!
+//! Attributes that are changed by descriptor come from [`Watches`] where every directory is
+//! watched. Most such calls are about files that were opened for writing, and asking
+//! about each is what recording costs.
+//!
 //! The filter needs no_new_privs in a container without `CAP_SYS_ADMIN`. A step that
 //! executes a set-user-ID program would behave differently under it; such a program
 //! is noticed before it starts, the step ends, and
@@ -32,8 +36,10 @@ mod listener;
 pub(super) mod owners;
 mod proc_links;
 mod process;
+mod watches;
 
 pub(super) use listener::install;
+pub use watches::Watches;
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -48,6 +54,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
 
 use rustix::event::EventfdFlags;
 use rustix::event::PollFd;
@@ -77,12 +85,17 @@ use proc_links::proc_link;
 use process::Caller;
 use process::Memories;
 use process::Unreadable;
+use watches::Missed;
 
 /// Links followed on a path before giving up, as Linux does (`MAXSYMLINKS`).
 const MAX_LINKS: u32 = 40;
 
 /// Directories that are remembered by the string that led there.
 const REMEMBERED: usize = 4096;
+
+/// How long the watches' queue is left alone when some of it was taken: what a program
+/// writes to one file meanwhile is one event.
+const MERGING: Duration = Duration::from_millis(10);
 
 /// Entries in private places that are noted.
 const PRIVATE: usize = 4096;
@@ -92,6 +105,9 @@ const PRIVATE: usize = 4096;
 pub struct Recording {
     /// Entries that were touched, by path from the root, links resolved.
     pub touched: BTreeSet<RootPath>,
+    /// Entries of which somebody changed attributes or bytes, maybe another program of the
+    /// container: it counts where the image has them.
+    pub watched: BTreeSet<RootPath>,
     /// Entries that were moved: what lies below one that is a directory counts too.
     pub moved: BTreeSet<RootPath>,
     /// Paths as written that lead over symbolic links.
@@ -126,6 +142,8 @@ pub struct Recorder {
     /// Paths that are this container's own: what lies there is in no image either, but
     /// would be if the step ran elsewhere.
     private: Vec<RootPath>,
+    /// Watches on every directory, if there are: then the filter is the smaller one.
+    watches: Option<Arc<Watches>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Readable when the step has to end at once.
     abort: OwnedFd,
@@ -136,11 +154,16 @@ pub struct Recorder {
 
 impl Recorder {
     /// A recorder that ignores whatever lies at or below `outside`, and of what lies at or
-    /// below `private`, and not `outside`, only tells that it was touched.
+    /// below `private`, and not `outside`, only tells that it was touched. `watches`, if
+    /// there are any, tell what the [smaller filter](super::spec::Record::Names) doesn't.
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new(outside: Vec<RootPath>, private: Vec<RootPath>) -> io::Result<Self> {
+    pub fn new(
+        outside: Vec<RootPath>,
+        private: Vec<RootPath>,
+        watches: Option<Arc<Watches>>,
+    ) -> io::Result<Self> {
         let event = || {
             rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
                 .map_err(io::Error::from)
@@ -149,6 +172,7 @@ impl Recorder {
             recording: Mutex::default(),
             outside,
             private,
+            watches,
             threads: Mutex::default(),
             abort: event()?,
             stop: event()?,
@@ -170,6 +194,7 @@ impl Recorder {
             if let Err(error) = scribe.work() {
                 scribe.recording.lost.get_or_insert(format!("the recorder failed: {error}"));
             }
+            scribe.take_watched(true);
             scribe.hand_over();
         })?;
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
@@ -241,8 +266,8 @@ struct Scribe<'a> {
     recording: Recording,
     directories: Directories,
     memories: Memories,
-    /// Last entries noted, to spare the set.
-    recent: HashSet<Vec<u8>>,
+    /// What becomes [`Recording::touched`], in no order: callers wait for this.
+    touched: HashSet<RootPath>,
     /// Whether a process may have another root than ours.
     chrooted: bool,
 }
@@ -255,7 +280,7 @@ impl<'a> Scribe<'a> {
             recording: Recording::default(),
             directories: Directories::default(),
             memories: Memories::default(),
-            recent: HashSet::new(),
+            touched: HashSet::new(),
             chrooted: false,
         }
     }
@@ -263,7 +288,12 @@ impl<'a> Scribe<'a> {
     fn hand_over(self) {
         let mut all = self.recorder.lock();
         let own = self.recording;
-        all.touched.extend(own.touched);
+        if all.touched.is_empty() {
+            all.touched = self.touched.into_iter().collect();
+        } else {
+            all.touched.extend(self.touched);
+        }
+        all.watched.extend(own.watched);
         all.moved.extend(own.moved);
         all.through_links.extend(own.through_links);
         all.links.extend(own.links);
@@ -277,17 +307,27 @@ impl<'a> Scribe<'a> {
     }
 
     fn work(&mut self) -> io::Result<()> {
+        let recorder = self.recorder;
+        let mut pause_until: Option<Instant> = None;
         loop {
-            let mut ready = [
-                PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.recorder.stop.as_fd(), PollFlags::IN),
-            ];
-            match rustix::event::poll(&mut ready, None) {
+            let stop = recorder.stop.as_fd();
+            let pause = pause_until.map(|until| until.saturating_duration_since(Instant::now()));
+            let pause = pause.filter(|pause| !pause.is_zero());
+            let watched = recorder.watches.as_ref().filter(|_| pause.is_none());
+            let mut ready =
+                [self.listener.as_fd(), stop, watched.map_or(stop, |watches| watches.as_fd())]
+                    .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
+            let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
+            match rustix::event::poll(&mut ready, pause.as_ref()) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
             let (events, stop) = (ready[0].revents(), !ready[1].revents().is_empty());
+            if watched.is_some() && !ready[2].revents().is_empty() {
+                self.take_watched(false);
+                pause_until = Some(Instant::now() + MERGING);
+            }
             if events.contains(PollFlags::IN) {
                 if let Some(notice) = self.listener.receive()? {
                     self.answer(&notice)?;
@@ -305,6 +345,45 @@ impl<'a> Scribe<'a> {
                     return Ok(());
                 }
             }
+        }
+    }
+
+    /// Notes some of what the watches tell of; all of it, if nobody waits.
+    fn take_watched(&mut self, all: bool) {
+        let recorder = self.recorder;
+        let Some(watches) = &recorder.watches else { return };
+        let mut last = None;
+        let mut note = |path: RootPath| {
+            if last.as_ref() != Some(&path) {
+                self.watched(path.clone());
+                last = Some(path);
+            }
+        };
+        let missed = if all {
+            watches.take_all(note)
+        } else {
+            watches.take(&mut note).map(|batch| batch.and_then(|batch| batch.missed))
+        };
+        match missed {
+            Ok(None) => {}
+            Ok(Some(Missed::Overflow)) => {
+                self.lose("more changed at once than inotify can tell of".to_owned());
+            }
+            Ok(Some(Missed::Unknown)) => {
+                self.lose("inotify told of a directory that isn't known".to_owned());
+            }
+            Err(error) => self.lose(format!("inotify failed: {error}")),
+        }
+    }
+
+    /// Notes what a watch told of. Below a place of the container's own anybody may have done
+    /// it.
+    fn watched(&mut self, path: RootPath) {
+        let is_within = |places: &[RootPath]| places.iter().any(|place| path.starts_with(place));
+        if self.recorder.private.contains(&path) {
+            self.is_outside(&path, Kind::Entry);
+        } else if !is_within(&self.recorder.outside) && !is_within(&self.recorder.private) {
+            self.recording.watched.insert(path);
         }
     }
 
@@ -343,7 +422,7 @@ impl<'a> Scribe<'a> {
         if notice.arch != filter::NATIVE {
             return Err(Unreadable::Call("a program of another architecture ran".to_owned()));
         }
-        let caller = Caller::new(notice.pid);
+        let caller = self.memories.caller(notice.pid);
         let call = libc::c_long::from(notice.call);
         if is_execution(notice) {
             let needs = self.execution(notice, &caller);
@@ -666,25 +745,20 @@ impl<'a> Scribe<'a> {
     fn enter(&mut self, path: RootPath, kind: Kind) {
         match kind {
             Kind::Entry | Kind::Directory => {
-                if self.recent.contains(path.as_bytes()) || self.is_outside(&path, kind) {
-                    return;
+                if !self.touched.contains(&path) && !self.is_outside(&path, kind) {
+                    self.touched.insert(path);
                 }
-                if self.recent.len() >= REMEMBERED {
-                    self.recent.clear();
-                }
-                self.recent.insert(path.as_bytes().to_vec());
-                self.recording.touched.insert(path);
             }
             Kind::Gone => {
                 self.directories.forget_links();
                 if !self.is_outside(&path, kind) {
-                    self.recording.touched.insert(path);
+                    self.touched.insert(path);
                 }
             }
             Kind::Link => {
                 if !self.is_outside(&path, kind) {
                     self.recording.links.insert(path.clone());
-                    self.recording.touched.insert(path);
+                    self.touched.insert(path);
                 }
             }
             Kind::Moved => {
@@ -695,7 +769,7 @@ impl<'a> Scribe<'a> {
                 }
                 if !self.is_outside(&path, kind) {
                     self.recording.moved.insert(path.clone());
-                    self.recording.touched.insert(path);
+                    self.touched.insert(path);
                 }
             }
         }

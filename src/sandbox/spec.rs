@@ -53,7 +53,7 @@ pub struct Process {
     /// Ends it early.
     #[serde(skip)]
     pub cancel: Option<Arc<Cancel>>,
-    /// Is told what could change, if [`InPlace::record`].
+    /// Is told what could change, if [`InPlace::record`] says so.
     #[serde(skip)]
     pub recorder: Option<Arc<Recorder>>,
 }
@@ -61,8 +61,18 @@ pub struct Process {
 /// How a process without namespaces is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct InPlace {
-    /// Whether what could change is recorded.
-    pub record: bool,
+    /// What could change is recorded so.
+    pub record: Option<Record>,
+}
+
+/// About which system calls the recorder is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Record {
+    /// All that can change a tree.
+    All,
+    /// Those of them that name a path. Attributes that are changed by descriptor are told
+    /// by [`super::Watches`].
+    Names,
 }
 
 impl Process {

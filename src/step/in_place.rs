@@ -24,6 +24,7 @@ use crate::sandbox;
 use crate::sandbox::Cancel;
 use crate::sandbox::Exit;
 use crate::sandbox::Process;
+use crate::sandbox::Record;
 use crate::sandbox::Recorder;
 use crate::sandbox::Recording;
 use crate::sandbox::Runner;
@@ -112,7 +113,9 @@ pub fn run(
         process.user = user.clone();
         process.limits.clone_from(&place.conditions.limits);
         process.cancel = Some(Arc::clone(&place.cancel));
-        process.in_place = Some(sandbox::InPlace { record });
+        let watches = if record { place.root.watches(place.overlay)? } else { None };
+        let by = if watches.is_some() { Record::Names } else { Record::All };
+        process.in_place = Some(sandbox::InPlace { record: record.then_some(by) });
         for (name, value) in &step.proxy {
             set(&mut process.environment, name, value);
         }
@@ -125,7 +128,8 @@ pub fn run(
         let private: Vec<RootPath> = place.root.outside().private().cloned().collect();
         let outside = place.root.outside().places().filter(|path| !private.contains(path));
         let outside = outside.chain(stand_ins.paths()).cloned().collect();
-        let recorder = Recorder::new(outside, private).map_err(Error::io("make", "a recorder"))?;
+        let recorder =
+            Recorder::new(outside, private, watches).map_err(Error::io("make", "a recorder"))?;
         let recorder = Arc::new(recorder);
         process.recorder = Some(Arc::clone(&recorder));
         stand_ins.ready();
@@ -157,7 +161,8 @@ pub fn run(
             None => Ok(&recording),
         };
         let report = place.root.read_back(place.overlay, recorded, place.walk)?;
-        tracing::debug!(notices = recording.notices, looked_at = report.looked_at, "read back");
+        let (notices, looked_at) = (recording.notices, report.looked_at);
+        tracing::debug!(?by, notices, looked_at, "read back");
         if let Some(why) = report.walked {
             (place.notice)(format!("{why}: the whole root was compared"));
         }

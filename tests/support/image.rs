@@ -69,6 +69,24 @@ impl Image {
     }
 }
 
+/// Times of modification, in seconds, of all that the layers of `image` bring; the last
+/// one counts.
+#[allow(dead_code, reason = "not every test looks at times")]
+pub(crate) fn times(image: &Image) -> BTreeMap<String, i64> {
+    let mut times = BTreeMap::new();
+    for layer in image.manifest["layers"].as_array().expect("layers") {
+        let mut archive = tar::Archive::new(image.inflate(layer));
+        for entry in archive.entries().expect("a tar") {
+            let entry = entry.expect("an entry");
+            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let time = entry.header().mtime().expect("a time");
+            let name = name.trim_start_matches("./").trim_matches('/');
+            times.insert(format!("/{name}"), i64::try_from(time).expect("a small number"));
+        }
+    }
+    times
+}
+
 fn json(path: &Path) -> Value {
     let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice(&bytes).expect("JSON")

@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define MUST(call) do { if ((call) < 0) { perror(#call); exit(1); } } while (0)
@@ -276,6 +277,68 @@ static void links(void) {
 	MUST(mkdir("/w/d", 0755));
 }
 
+/* Another mode for what was opened to be read. */
+static void change_mode(const char *path, mode_t mode) {
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	MUST(fd);
+	MUST(fchmod(fd, mode));
+	close(fd);
+}
+
+/* cap_net_raw, permitted and effective. */
+static void give_capability(const char *path) {
+	unsigned capability[5] = { 0x02000001, 1 << 13, 0, 0, 0 };
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	MUST(fd);
+	MUST(fsetxattr(fd, "security.capability", capability, sizeof capability, 0));
+	close(fd);
+}
+
+/* Attributes by descriptors that can't write, and nothing else about these files, of which
+ * no later step moves the directory. */
+static void attributes(void) {
+	/* The time of modification alone, as tar does. */
+	struct timespec times[2] = { { 0, UTIME_OMIT }, { 1000000, 0 } };
+	int fd = open("/kept/b", O_RDONLY | O_CLOEXEC);
+	MUST(fd);
+	MUST(futimens(fd, times));
+	fd = open("/kept/own", O_RDONLY | O_CLOEXEC);
+	MUST(fd);
+	MUST(fchown(fd, 5, 6));
+	/* No owner at all, which takes the capability. */
+	fd = open("/kept/capable", O_RDONLY | O_CLOEXEC);
+	MUST(fd);
+	MUST(fchown(fd, -1, -1));
+	/* One of two names. */
+	change_mode("/kept/other", 0604);
+	/* Directories, and the one above all. */
+	change_mode("/kept/d", 0711);
+	change_mode("/", 0711);
+	/* By a name that is gone at once, in a directory that nobody knew. */
+	MUST(mkdir("/new", 0755));
+	MUST(link("/kept/c", "/new/c"));
+	fd = open("/new/c", O_RDONLY | O_CLOEXEC);
+	MUST(fd);
+	MUST(unlink("/new/c"));
+	MUST(rmdir("/new"));
+	MUST(fchmod(fd, 0640));
+	/* In a directory that was moved away, and back. */
+	MUST(rename("/still", "/moved"));
+	change_mode("/moved/d/file", 0600);
+	MUST(rename("/moved", "/still"));
+	/* In one that has taken another's place. */
+	MUST(rename("/kept/e", "/w/e"));
+	MUST(mkdir("/kept/e", 0755));
+	put(AT_FDCWD, "/kept/e/file", "made");
+	change_mode("/kept/e/file", 0601);
+	change_mode("/w/e", 0701);
+	give_capability("/kept/a");
+	/* Behind what is a link by the end. */
+	change_mode("/kept/n/d/file", 0602);
+	MUST(rename("/kept/n", "/w/n"));
+	MUST(symlink("/w/n", "/kept/n"));
+}
+
 int main(int count, char **words) {
 	const char *how = count > 1 ? words[1] : "";
 	unsigned seed = count > 2 ? (unsigned)atoi(words[2]) : 1;
@@ -297,6 +360,9 @@ int main(int count, char **words) {
 	else if (!strcmp(how, "descriptors")) descriptors();
 	else if (!strcmp(how, "user")) user();
 	else if (!strcmp(how, "links")) links();
+	else if (!strcmp(how, "attributes")) attributes();
+	else if (!strcmp(how, "capability")) give_capability(words[2]);
+	else if (!strcmp(how, "mode")) change_mode(words[2], 0751);
 	else return 2;
 	return 0;
 }

@@ -11,6 +11,7 @@
 //! | `mount` family, `open_by_handle_at`, subvolume ioctls of btrfs | everything: the step is walked |
 //! | `setuid`, `setgid` and their kin | that the caller can't be looked into any more |
 //! | the same calls of a 32-bit program | everything: the step is walked |
+//! | `fchmod`, `fchown`, `futimens`, `fsetxattr`, `fremovexattr` | nothing, under [`Record::Names`]: watches tell of them; but of `fchown` that changes no owner, which takes a capability away, the file |
 //! | `execve(at)` | that the caller gets another memory; whether it needed set-user-ID, which no_new_privs takes away |
 //! | `io_uring_setup`, x32 calls | refused with ENOSYS: programs fall back |
 //!
@@ -21,6 +22,8 @@
 
 use libc::c_long;
 use libc::sock_filter;
+
+use super::super::spec::Record;
 
 /// Bits of `open(2)` flags that can change something: write, create, truncate, and
 /// the kernel's own `__O_TMPFILE`.
@@ -51,7 +54,7 @@ pub(super) const OPEN_TREE_ATTR: c_long = 467;
 const SUBVOLUMES: [u32; 6] =
     [0x5000_9401, 0x5000_940e, 0x5000_940f, 0x5000_9417, 0x5000_9418, 0x5000_943f];
 
-/// Calls that are always noted, by their names.
+/// Calls that are noted by their names: all of them under [`Record::All`].
 pub(super) const NOTED: &[c_long] = &[
     libc::SYS_openat2,
     libc::SYS_mkdirat,
@@ -129,6 +132,17 @@ pub(super) const NOTED: &[c_long] = &[
     libc::SYS_setfsuid,
 ];
 
+/// Those that change attributes of the file behind their first argument.
+const BY_DESCRIPTOR: &[c_long] =
+    &[libc::SYS_fchmod, libc::SYS_fchown, libc::SYS_fsetxattr, libc::SYS_fremovexattr];
+
+/// Those that do so if their second argument, a path, is null.
+const BY_DESCRIPTOR_OR_PATH: &[c_long] = &[
+    libc::SYS_utimensat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
+];
+
 /// The same for 32-bit programs on x86-64, by number (`asm/unistd_32.h`), and
 /// `open`, `openat` whatever their flags.
 #[cfg(target_arch = "x86_64")]
@@ -191,8 +205,8 @@ pub(super) fn number(call: c_long) -> u32 {
 }
 
 /// Assembles the filter.
-pub(super) fn program() -> Vec<sock_filter> {
-    let mut blocks = vec![(NATIVE, native())];
+pub(super) fn program(record: Record) -> Vec<sock_filter> {
+    let mut blocks = vec![(NATIVE, native(record))];
     #[cfg(target_arch = "x86_64")]
     blocks.push((I386, i386()));
     let mut program = vec![load(ARCH_AT)];
@@ -207,7 +221,7 @@ pub(super) fn program() -> Vec<sock_filter> {
     program
 }
 
-fn native() -> Vec<sock_filter> {
+fn native(record: Record) -> Vec<sock_filter> {
     let mut block = vec![load(NUMBER_AT)];
     #[cfg(target_arch = "x86_64")]
     {
@@ -234,9 +248,28 @@ fn native() -> Vec<sock_filter> {
     block.push(answer(ALLOW));
     block.push(unless_equal(number(libc::SYS_io_uring_setup), 1));
     block.push(answer(ENOSYS));
-    for call in NOTED {
-        block.push(unless_equal(number(*call), 1));
+    if record == Record::Names {
+        block.push(unless_equal(number(libc::SYS_fchown), 6));
+        block.push(load(argument_at(1)));
+        block.push(unless_equal(u32::MAX, 3));
+        block.push(load(argument_at(2)));
+        block.push(unless_equal(u32::MAX, 1));
         block.push(answer(NOTIFY));
+        block.push(answer(ALLOW));
+        for call in BY_DESCRIPTOR_OR_PATH {
+            block.push(unless_equal(number(*call), 6));
+            block.push(load(argument_at(1)));
+            block.push(unless_equal(0, 3));
+            block.push(load(argument_at(1) + 4)); // its high half
+            block.push(unless_equal(0, 1));
+            block.push(answer(ALLOW));
+            block.push(answer(NOTIFY));
+        }
+    }
+    for call in NOTED {
+        let allowed = record == Record::Names && BY_DESCRIPTOR.contains(call);
+        block.push(unless_equal(number(*call), 1));
+        block.push(answer(if allowed { ALLOW } else { NOTIFY }));
     }
     block.push(answer(ALLOW));
     block
@@ -261,7 +294,7 @@ pub(super) mod tests {
 
     /// Runs a filter as the kernel would.
     fn judge(arch: u32, call: u32, arguments: [u32; 6]) -> u32 {
-        judge_with(&program(), arch, call, arguments)
+        judge_with(&program(Record::All), arch, call, arguments)
     }
 
     pub(in super::super) fn judge_with(
@@ -317,6 +350,29 @@ pub(super) mod tests {
         assert_eq!(native(libc::SYS_io_uring_setup, [0; 6]), ENOSYS);
         assert_eq!(native(libc::SYS_execve, [0; 6]), NOTIFY);
         assert_eq!(judge(0x1234, 0, [0; 6]), NOTIFY, "a kind of call that nobody knows");
+    }
+
+    #[test]
+    fn what_watches_tell_of_is_asked_about_by_path_alone() {
+        let program = program(Record::Names);
+        let native = |call, arguments| judge_with(&program, NATIVE, number(call), arguments);
+        for call in NOTED {
+            let by_descriptor = BY_DESCRIPTOR.contains(call);
+            let expected = if by_descriptor { ALLOW } else { NOTIFY };
+            assert_eq!(native(*call, [3, 7, 7, 7, 0, 0]), expected, "{call}");
+        }
+        for call in BY_DESCRIPTOR_OR_PATH {
+            assert_eq!(native(*call, [3, 0, 7, 0, 0, 0]), ALLOW, "{call}");
+        }
+        let owners = |user, group| native(libc::SYS_fchown, [3, user, group, 0, 0, 0]);
+        assert_eq!(owners(u32::MAX, u32::MAX), NOTIFY);
+        assert_eq!(owners(0, u32::MAX), ALLOW);
+        assert_eq!(owners(u32::MAX, 0), ALLOW);
+        // Paths can't be told from null by half of their address.
+        let high_half = program.iter().filter(|step| step.k == argument_at(1) + 4).count();
+        assert_eq!(high_half, BY_DESCRIPTOR_OR_PATH.len());
+        assert_eq!(native(libc::SYS_openat, [0, 0, libc::O_WRONLY as u32, 0, 0, 0]), NOTIFY);
+        assert_eq!(native(libc::SYS_openat, [0; 6]), ALLOW);
     }
 
     #[cfg(target_arch = "x86_64")]

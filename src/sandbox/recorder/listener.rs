@@ -8,6 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 
+use super::super::spec::Record;
 use super::filter;
 
 /// `SECCOMP_IOCTL_NOTIF_*` of `linux/seccomp.h`.
@@ -45,20 +46,20 @@ struct Answer {
     flags: u32,
 }
 
-/// Installs the filter for this thread and what it executes; gives the descriptor
+/// Installs the filter of `record` for this thread and what it executes; gives the descriptor
 /// that notices come from, and whether no_new_privs had to be set for it, which
 /// takes effect away from set-user-ID programs.
 ///
 /// # Errors
 /// EACCES or EPERM where a profile forbids it, EBUSY where somebody else listens
 /// already, EINVAL on a kernel before 5.0.
-pub(in super::super) fn install() -> io::Result<(OwnedFd, bool)> {
-    match install_program(filter::program()) {
+pub(in super::super) fn install(record: Record) -> io::Result<(OwnedFd, bool)> {
+    match install_program(filter::program(record)) {
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => {}
         other => return other.map(|listener| (listener, false)),
     }
     rustix::thread::set_no_new_privs(true)?;
-    install_program(filter::program()).map(|listener| (listener, true))
+    install_program(filter::program(record)).map(|listener| (listener, true))
 }
 
 /// Installs a filter that asks; gives the descriptor that notices come from.

@@ -91,6 +91,9 @@ fn number(name: &[u8]) -> Option<&str> {
 
 /// What a path that led us to our own entry in `/proc` is to whoever used it.
 pub(super) fn as_callers(entry: &RootPath) -> Option<Vec<u8>> {
+    if !entry.as_bytes().starts_with(b"proc/") {
+        return None;
+    }
     let own = format!("proc/{}/", rustix::process::getpid().as_raw_pid());
     let rest = entry.as_bytes().strip_prefix(own.as_bytes())?;
     Some([b"/proc/self/", rest].concat())

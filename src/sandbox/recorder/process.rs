@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -46,6 +47,8 @@ pub(super) enum Unreadable {
 #[derive(Debug, Default)]
 pub(super) struct Memories {
     open: HashMap<u32, (OwnedFd, Instant)>,
+    /// Directories in `/proc` of those who called more than once.
+    entries: HashMap<u32, Option<Rc<OwnedFd>>>,
     kept: HashMap<u32, Kept>,
     /// Whether executions are noticed; nothing is left open before one was.
     sees_executions: bool,
@@ -70,11 +73,38 @@ const OPEN: usize = 32;
 const KEPT: usize = 256;
 
 impl Memories {
+    /// Who calls, with its directory in `/proc` if it calls again.
+    pub(super) fn caller(&mut self, pid: u32) -> Caller {
+        let mut caller = Caller::new(pid);
+        if !self.sees_executions {
+            return caller;
+        }
+        caller.entry = match self.entries.get(&pid) {
+            Some(Some(entry)) => Some(Rc::clone(entry)),
+            Some(None) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let entry = rustix::fs::open(caller.own.as_str(), flags, Mode::empty());
+                let entry = entry.ok().map(Rc::new);
+                self.entries.insert(pid, entry.clone());
+                entry
+            }
+            None => {
+                if self.entries.len() >= OPEN {
+                    self.entries.clear();
+                }
+                self.entries.insert(pid, None);
+                None
+            }
+        };
+        caller
+    }
+
     /// `caller` is about to get another memory, and if it is a thread its leader's id.
     pub(super) fn forget(&mut self, caller: &Caller) {
         self.sees_executions = true;
         self.kept.remove(&caller.pid);
         self.open.clear();
+        self.entries.clear();
     }
 
     /// `caller` is about to change its user or group.
@@ -130,13 +160,17 @@ impl Memories {
 /// A thread that makes a call, by its id in our pid namespace.
 pub(super) struct Caller {
     pid: u32,
+    /// `/proc/PID/`.
+    own: String,
+    /// The same, open; of no use any more when its process is gone.
+    entry: Option<Rc<OwnedFd>>,
     /// Whether it has to be looked into as another user.
     other: Cell<bool>,
 }
 
 impl Caller {
     pub(super) fn new(pid: u32) -> Self {
-        Self { pid, other: Cell::new(false) }
+        Self { pid, own: format!("/proc/{pid}/"), entry: None, other: Cell::new(false) }
     }
 
     /// Does `body` with the rights that it takes to look into the process.
@@ -224,8 +258,8 @@ impl Caller {
     }
 
     fn link(&self, name: &str) -> Result<Vec<u8>, Unreadable> {
-        let path = format!("/proc/{}/{name}", self.pid);
-        self.look(|| Ok(rustix::fs::readlinkat(CWD, Path::new(&path), Vec::new())?.into_bytes()))
+        let path = format!("{}{name}", self.own);
+        self.look(|| self.read_link(&path))
     }
 
     /// Its working directory; ends in ` (deleted)` if that was removed.
@@ -235,7 +269,7 @@ impl Caller {
 
     /// The entry of a descriptor in `/proc`.
     pub(super) fn descriptor(&self, descriptor: i32) -> String {
-        format!("/proc/{}/fd/{descriptor}", self.pid)
+        format!("{}fd/{descriptor}", self.own)
     }
 
     /// The entry in `/proc` that `who` (`self`, or a number) means to it.
@@ -251,11 +285,22 @@ impl Caller {
 
     /// What a link of `/proc` leads to; `None` if there is none.
     pub(super) fn target(&self, link: &str) -> Result<Option<Vec<u8>>, Unreadable> {
-        self.look(|| match rustix::fs::readlinkat(CWD, Path::new(link), Vec::new()) {
-            Ok(target) => Ok(Some(target.into_bytes())),
+        self.look(|| match self.read_link(link) {
+            Ok(target) => Ok(Some(target)),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno),
         })
+    }
+
+    /// What a link of `/proc` leads to, most often one of its own.
+    fn read_link(&self, link: &str) -> rustix::io::Result<Vec<u8>> {
+        let buffer = Vec::with_capacity(USUAL);
+        if let (Some(entry), Some(name)) = (&self.entry, link.strip_prefix(&self.own))
+            && let Ok(target) = rustix::fs::readlinkat(entry, name, buffer)
+        {
+            return Ok(target.into_bytes());
+        }
+        Ok(rustix::fs::readlinkat(CWD, link, Vec::new())?.into_bytes())
     }
 
     /// Whether the file behind a link of `/proc` has a name left.
